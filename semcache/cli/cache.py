@@ -1,0 +1,187 @@
+"""`semcache cache`: look at what is stored, and remove it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from semcache import errors, wire
+from semcache.cli import render
+from semcache.cli.options import Options, command, group
+
+Sort = Literal["used", "created", "hits", "size"]
+
+
+def register(app: typer.Typer) -> None:
+    cache = group("Look at what is stored, and remove it.")
+    command(cache, "ls")(ls)
+    command(cache, "show")(show)
+    command(cache, "rm")(rm)
+    command(cache, "clear")(clear)
+    command(cache, "check")(check)
+    app.add_typer(cache, name="cache", rich_help_panel="Cache")
+
+
+def ls(
+    options: Options,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Entries of this sub-user.")] = None,
+    sort: Annotated[Sort, typer.Option(help="Which come first.")] = "used",
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many.", min=1)] = 50,
+    match: Annotated[str | None, typer.Option(help="Entries whose prompt contains this text.")] = None,
+) -> int:
+    """List stored answers."""
+    import asyncio
+
+    from semcache.cli.connect import connected
+
+    async def fetch() -> list[wire.EntrySummary]:
+        async with connected(options) as client:
+            return await client.entries(limit=limit, sort=sort, match=match, user=user)
+
+    entries = asyncio.run(fetch())
+    if options.json:
+        render.out_json({"entries": entries})
+        return 0
+    columns = ("id", "user", "scope", "used", "hits", "tokens", "size", "prompt")
+    render.table(columns, map(_entry_row, entries), right=("hits", "tokens", "size"))
+    if not entries:
+        render.note(options, "nothing stored" + (" that fits" if match or user else " yet"))
+    elif len(entries) == limit:
+        render.note(options, f"the first {limit}; --limit shows more")
+    return 0
+
+
+def _entry_row(entry: wire.EntrySummary) -> list[str]:
+    return [
+        entry["id"],
+        entry["user"],
+        entry["scope"],
+        render.since(entry["last_used"]),
+        str(entry["hits"]),
+        f"{entry['prompt_tokens']}+{entry['completion_tokens']}",
+        render.size(entry["size_bytes"]),
+        entry["prompt"],
+    ]
+
+
+def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
+    """Show one stored answer with everything that is known about it."""
+    import asyncio
+
+    from semcache.cli.connect import connected
+
+    async def fetch() -> wire.EntryDetail:
+        async with connected(options) as client:
+            return await client.entry(entry_id)
+
+    entry = asyncio.run(fetch())
+    if options.json:
+        render.out_json(entry)
+        return 0
+    sampling = ", ".join(f"{name} {value}" for name, value in entry["sampling"].items() if value is not None)
+    render.pairs(
+        [
+            ("id", entry["id"]),
+            ("user", f"{entry['user']} ({entry['scope']}, {entry['strategy']})"),
+            ("model", f"{entry['model']} {entry['fingerprint']}"),
+            ("created", f"{entry['created']} ({render.since(entry['created'])})"),
+            ("used", f"{render.since(entry['last_used'])}, {entry['hits']} hits"),
+            ("expires", entry["expires"] or "never"),
+            ("tokens", f"{entry['prompt_tokens']} prompt, {entry['completion_tokens']} answer"),
+            ("stored", f"{render.size(entry['size_bytes'])} in {entry['blocks']} blocks"),
+            ("matched by", "identical text and meaning" if entry["embedded"] else "identical text only"),
+            ("sampling", sampling or render.UNKNOWN),
+            ("ended by", entry["finish_reason"]),
+            *((message["role"], render.one_line(message["content"])) for message in entry["messages"]),
+            ("answer", render.one_line(entry["answer"])),
+        ]
+    )
+    return 0
+
+
+def rm(options: Options, entry_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> int:
+    """Remove stored answers by id."""
+    import asyncio
+
+    from semcache.cli.connect import connected
+
+    async def remove() -> tuple[int, list[str]]:
+        removed, missing = 0, []
+        async with connected(options) as client:
+            for entry_id in dict.fromkeys(entry_ids):
+                try:
+                    removed += await client.delete_entry(entry_id)
+                except errors.NotFoundError:
+                    missing.append(entry_id)
+        return removed, missing
+
+    removed, missing = asyncio.run(remove())
+    if options.json:
+        render.out_json({"removed": removed, "not_found": missing})
+    else:
+        render.note(options, f"removed {removed} of {removed + len(missing)}")
+        for entry_id in missing:
+            render.warn(f"semcache: no entry {entry_id!r}; `semcache cache ls` shows what is stored")
+    return 1 if missing else 0
+
+
+def clear(
+    options: Options,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Only this sub-user.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Only this namespace.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything of everybody.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> int:
+    """Remove everything you stored, or the part named."""
+    import asyncio
+
+    from semcache.cli.connect import connected
+
+    if everything and (user or namespace):
+        raise errors.UsageError("--all removes everything; leave out --user and --namespace")
+    what = f"what {user} stored" if user else f"namespace {namespace}" if namespace else "everything you stored"
+    what = "everything that everybody stored" if everything else what
+    if not yes:
+        if options.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise errors.UsageError(f"this would remove {what}; add --yes to do it without a question", param="yes")
+        typer.confirm(f"Remove {what}?", abort=True, err=True)
+
+    async def remove() -> dict[str, int]:
+        async with connected(options) as client:
+            return await client.clear(namespace=namespace, user=user, everything=everything)
+
+    removed = asyncio.run(remove())
+    if options.json:
+        render.out_json(removed)
+    else:
+        render.note(options, f"removed {removed['entries']} entries and {removed['blocks']} blocks")
+    return 0
+
+
+def check(
+    options: Options, fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False
+) -> int:
+    """Compare the database with the files; exit 1 when they differ and it was not repaired."""
+    import asyncio
+
+    from semcache.cli.connect import connected
+
+    async def compare() -> wire.CheckReport:
+        async with connected(options) as client:
+            return await client.check(fix)
+
+    report = asyncio.run(compare())
+    if options.json:
+        render.out_json(report)
+    else:
+        for problem in report["problems"]:
+            where = problem.get("path") or problem.get("id") or ""
+            render.out(f"{problem['kind']}  {where}  {problem.get('detail', '')}".rstrip())
+        state = "repaired" if report["fixed"] else "ok" if report["ok"] else "add --fix to repair"
+        render.out(
+            f"{render.count(report['entries'])} entries, {render.count(report['blocks'])} blocks, "
+            f"{render.size(report['bytes'])}, {len(report['problems'])} problems: {state}"
+        )
+    return 0 if report["ok"] else 1

@@ -1,0 +1,120 @@
+"""What a finished request writes back, and where. Runs on a pool thread, off the hot path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from semcache.daemon.cache.embedder import Embedder, Vector
+from semcache.daemon.cache.identity import Identity
+from semcache.daemon.cache.lookup import ModelKey, PromptKeys
+from semcache.daemon.cache.strategy import Access, Scope
+from semcache.daemon.request import Request, RequestState
+from semcache.store.blocks import Owner
+from semcache.store.entries import Entry, new_entry_id, pack_vector
+from semcache.store.store import Store
+from semcache.store.tensors import KVSpan, TailRecord
+
+
+@dataclass(frozen=True)
+class PromptKV:
+    """Prompt KV of one request on the host: spans that together cover every prompt token, and the last logits."""
+
+    spans: Sequence[KVSpan]
+    logits: torch.Tensor  # [vocab], float32
+    prefill_ms_per_token: float
+
+
+class Admission:
+    """Writes answers and KV into every scope that the request's strategy writes."""
+
+    def __init__(
+        self,
+        store: Store,
+        embedder: Callable[[], Embedder | None],
+        *,
+        ttl_s: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._ttl_s = ttl_s
+        self._clock = clock
+
+    def store_kv(self, request: Request, access: Access, model: ModelKey, kv: PromptKV) -> bool:
+        """Store what is missing of the prompt's blocks and its full-prompt record; True when all is in place."""
+        complete = True
+        for scope in access.write:
+            owner = Owner(scope=scope.name, user=request.user, model=model.folder_id, fingerprint=model.fingerprint)
+            keys = PromptKeys.of(scope, model, request.prompt_tokens)
+            for key in self._store.missing(keys.blocks):
+                span = cut(kv.spans, key.first_token, key.first_token + len(key.token_ids))
+                cost_ms = kv.prefill_ms_per_token * span.num_tokens
+                complete &= self._store.put_block(key, span, owner, compute_ms=cost_ms)
+            if self._store.missing([keys.tail]):
+                span = cut(kv.spans, keys.tail.first_token, request.num_prompt_tokens)
+                cost_ms = kv.prefill_ms_per_token * max(1, span.num_tokens)
+                complete &= self._store.put_tail(keys.tail, TailRecord(span, kv.logits), owner, compute_ms=cost_ms)
+        return complete
+
+    def entry_of(self, request: Request, identity: Identity, model: ModelKey, scope: Scope, vector: Vector | None,
+                 compute_ms: float) -> Entry:  # fmt: skip
+        """The row that lets this answer be found again in `scope`."""
+        now = self._clock()
+        embedder = self._embedder()
+        return Entry(
+            id=new_entry_id(now), scope=scope.name, model=model.name, fingerprint=model.fingerprint,
+            user=request.user, strategy=request.options.strategy, context_key=identity.context_key,
+            params_key=identity.params_key, request_key=identity.request_key, prompt=request.last_user_message,
+            messages=tuple((m.role, m.content) for m in request.messages), sampling=asdict(request.sampling),
+            answer=request.answer,
+            answer_tokens=tuple(request.output_tokens), finish_reason=request.finish_reason or "stop",
+            num_prompt_tokens=request.num_prompt_tokens, num_completion_tokens=len(request.output_tokens),
+            embedding=pack_vector(vector) if vector is not None else None,
+            embedder=embedder.name if embedder is not None and vector is not None else None,
+            created_at=now, last_used_at=now, expires_at=now + self._ttl_s if self._ttl_s else None,
+            hits=0, pinned=False, compute_ms=compute_ms,
+        )  # fmt: skip
+
+    def embed(self, request: Request) -> Vector | None:
+        """The vector to store with the answer, where the look-up had no need of one."""
+        embedder = self._embedder()
+        prompt = request.last_user_message
+        if embedder is None or embedder.num_tokens(prompt) > embedder.max_tokens:
+            return None
+        return embedder.embed(prompt)
+
+    def store_answer(self, request: Request, access: Access, identity: Identity, model: ModelKey,
+                     vector: Vector | None, compute_ms: float) -> list[Entry]:  # fmt: skip
+        """Write the answer into every scope; returns the entries that are now stored."""
+        if vector is None:
+            vector = self.embed(request)
+        entries = [self.entry_of(request, identity, model, scope, vector, compute_ms) for scope in access.write]
+        return [entry for entry in entries if self._store.put_entry(entry)]
+
+
+def may_store(request: Request, *, replayable: bool) -> bool:
+    """Whether the finished request's answer is worth a row: complete, wanted, and one that may be replayed."""
+    return request.state is RequestState.FINISHED and wants_storing(request) and replayable
+
+
+def wants_storing(request: Request) -> bool:
+    return not request.options.no_store and request.options.mode.allows_prefix
+
+
+def cut(spans: Sequence[KVSpan], start: int, stop: int) -> KVSpan:
+    """Tokens [start, stop) of spans that cover consecutive positions from 0."""
+    pieces, position = [], 0
+    for span in spans:
+        low, high = max(start - position, 0), min(stop - position, span.num_tokens)
+        if low < high:
+            pieces.append(span.slice(low, high))
+        position += span.num_tokens
+    if not pieces:
+        return spans[-1].slice(0, 0)
+    if len(pieces) == 1:
+        return pieces[0]
+    return KVSpan(torch.cat([p.keys for p in pieces], dim=2), torch.cat([p.values for p in pieces], dim=2))

@@ -1,0 +1,107 @@
+"""The attention function that Hugging Face modules call: SDPA over slots of the pool, causal, any row length.
+
+It decides nothing about models: an argument that it does not implement raises, so that a model is refused at load
+instead of being served wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from semcache.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from semcache.daemon.engine.kv import DecodeStep, PrefillStep
+
+ATTENTION_NAME = "semcache_slots"
+ATTENTION_VERSION = 1  # part of the numerics key: raise it whenever the arithmetic below changes
+
+# Arguments that modules pass along and that change nothing here.
+_IGNORED_ARGUMENTS = frozenset(
+    {"position_ids", "position_embeddings", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
+)
+
+# Which rows the running forward works on. Most models would pass it on as a keyword argument; some (StableLM) do not.
+_current_step: ContextVar[PrefillStep | DecodeStep] = ContextVar("semcache_step")
+
+
+@contextmanager
+def running(step: PrefillStep | DecodeStep) -> Iterator[None]:
+    """Tell `attend` what the forward inside computes."""
+    token = _current_step.set(step)
+    try:
+        yield
+    finally:
+        _current_step.reset(token)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,  # prefill [1, num_heads, chunk, key_dim], decode [rows, num_heads, 1, key_dim]
+    key: Tensor,  # prefill [1, kv_heads, stop, key_dim], decode: the layer's whole pool
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer for the rows of one step; [batch, tokens, num_heads, value_dim]."""
+    step = _current_step.get()
+    _refuse_unknown(module, attention_mask, dropout, step.context_tokens, arguments)
+    if step.rows is None:
+        return _prefill(query, key, value, scaling, step.mask).transpose(1, 2), None
+    outputs = [
+        _decode_row(query[i], key[slot, :, :num_tokens], value[slot, :, :num_tokens], scaling)
+        for i, (slot, num_tokens) in enumerate(step.rows)
+    ]
+    return torch.stack(outputs), None
+
+
+def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Any) -> Tensor:
+    # The first chunk has no mask: query and key are the same tokens, and the causal kernel skips half the work.
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+
+
+def _decode_row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """One new token over its own keys: the query heads that share a KV head become rows of one product."""
+    num_heads, _, key_dim = query.shape
+    packed = query.reshape(1, key.shape[0], num_heads // key.shape[0], key_dim)  # [1, kv_heads, group, key_dim]
+    # Five times faster in bf16 than enable_gqa for a single query (0.10 against 0.54 ms at 1,024 keys, 2 cores).
+    output = F.scaled_dot_product_attention(packed, key[None], value[None], scale=scaling)
+    return output.reshape(1, num_heads, value.shape[-1])
+
+
+def _refuse_unknown(
+    module: nn.Module, mask: Tensor | None, dropout: float, context_tokens: int, arguments: dict[str, Any]
+) -> None:
+    window = arguments.pop("sliding_window", None)
+    if window is not None and window < context_tokens:
+        raise ModelLoadError(
+            f"its attention slides over {window} tokens, less than the served context of {context_tokens}; "
+            f"set engine.max_context_tokens to at most {window}"
+        )
+    if mask is not None:
+        raise ModelLoadError("it builds an attention mask of its own, which the engine does not implement")
+    if arguments.pop("is_causal", None) is False or getattr(module, "is_causal", True) is False:
+        raise ModelLoadError("its attention is not causal")
+    if dropout:
+        raise ModelLoadError("it applies dropout to attention at inference")
+    for name, setting in arguments.items():
+        if name not in _IGNORED_ARGUMENTS and setting is not None and setting is not False:
+            raise ModelLoadError(f"it passes {name!r} to its attention, which the engine does not implement")
+
+
+def register_attention() -> None:
+    """Make `attn_implementation="semcache_slots"` known; without a mask function of that name none is built."""
+    AttentionInterface.register(ATTENTION_NAME, attend)

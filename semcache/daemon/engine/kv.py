@@ -1,0 +1,168 @@
+"""Slots: preallocated KV of every running request, and the cache object through which the model writes into them.
+
+A step says which rows of the pool a forward works on. Knows nothing of requests; restoring is a copy into a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from semcache.errors import EngineError, ModelLoadError
+from semcache.store.tensors import KVSpan
+
+if TYPE_CHECKING:
+    from semcache.daemon.engine.model import ModelInfo
+
+# Slots start on the same boundary in memory whatever the context, so that a row's kernels never depend on its slot.
+_CAPACITY_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class PrefillStep:
+    """One chunk of one prompt: tokens [start, stop) of the row in `slot`."""
+
+    slot: int
+    start: int
+    stop: int
+    context_tokens: int
+    mask: Any  # None for the first chunk, else what SDPA takes as attn_mask
+    rows: None = None
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """One token for each row; a row is its slot and how many tokens it holds once this step is written."""
+
+    rows: tuple[tuple[int, int], ...]
+    slots: Tensor  # [rows]
+    positions: Tensor  # [rows]
+    context_tokens: int
+    mask: None = None
+
+
+class SlotPool:
+    """Keys and values of `num_slots` rows, per layer, on the model's device."""
+
+    def __init__(self, info: ModelInfo, num_slots: int, capacity_tokens: int | None = None) -> None:
+        self.info = info
+        self.num_slots = num_slots
+        dtype, device = getattr(torch, info.dtype), torch.device(info.device)
+        shape = (num_slots, info.num_kv_heads, slot_capacity(capacity_tokens or info.context_tokens))
+        layers = range(info.num_layers)
+        try:
+            self.keys = [torch.empty(*shape, info.key_dim, dtype=dtype, device=device) for _ in layers]
+            self.values = [torch.empty(*shape, info.value_dim, dtype=dtype, device=device) for _ in layers]
+        except RuntimeError as error:  # out of memory, on every device
+            size = num_slots * shape[2] * info.kv_bytes_per_token / 2**30
+            raise ModelLoadError(
+                f"{num_slots} slots of {info.context_tokens} tokens need {size:.1f} GiB on {info.device}, which are "
+                "not free; lower engine.slots or engine.max_context_tokens"
+            ) from error
+        self._free = list(reversed(range(num_slots)))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def acquire(self) -> int:
+        """Take a free slot; its content is undefined."""
+        if not self._free:
+            raise EngineError(f"all {self.num_slots} slots are taken; release a request before the next begins")
+        return self._free.pop()
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
+        assert 0 <= slot < self.num_slots, slot
+        assert slot not in self._free, slot
+        self._free.append(slot)
+
+    def check(self, span: KVSpan) -> None:
+        """Raise unless the span has this model's shape and dtype; a silent cast would break bit-identity."""
+        info = self.info
+        head = (info.num_layers, info.num_kv_heads, span.num_tokens)
+        dtype = self.keys[0].dtype
+        fits = span.keys.shape == (*head, info.key_dim) and span.values.shape == (*head, info.value_dim)
+        if not fits or span.keys.dtype != dtype or span.values.dtype != dtype:
+            raise EngineError(
+                f"restored KV {tuple(span.keys.shape)} {span.keys.dtype} is not of this model: {head} {dtype}"
+            )
+
+    def restore(self, slot: int, spans: Sequence[KVSpan], start: int = 0) -> int:
+        """Copy spans one behind the other into the slot, from position `start`; returns the position behind them."""
+        for span in spans:
+            stop = start + span.num_tokens
+            for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+                keys[slot, :, start:stop].copy_(span.keys[layer], non_blocking=True)
+                values[slot, :, start:stop].copy_(span.values[layer], non_blocking=True)
+            start = stop
+        return start
+
+    def snapshot(self, slot: int, start: int, stop: int) -> KVSpan:
+        """Host copy of tokens [start, stop) of a slot."""
+        info, num_tokens = self.info, stop - start
+        head = (info.num_layers, info.num_kv_heads, num_tokens)
+        keys = torch.empty(*head, info.key_dim, dtype=self.keys[0].dtype)
+        values = torch.empty(*head, info.value_dim, dtype=self.values[0].dtype)
+        for layer in range(info.num_layers):
+            keys[layer].copy_(self.keys[layer][slot, :, start:stop])
+            values[layer].copy_(self.values[layer][slot, :, start:stop])
+        return KVSpan(keys, values)
+
+    def prefill_step(self, slot: int, start: int, stop: int) -> PrefillStep:
+        """The step for one prefill chunk, with the mask that all its layers share."""
+        mask = None if start == 0 else _lower_right_mask(start, stop, self.keys[0])
+        return PrefillStep(slot, start, stop, self.info.context_tokens, mask)
+
+    def decode_step(self, rows: Sequence[tuple[int, int]]) -> DecodeStep:
+        """The step for one token in each of `rows`: (slot, position of the new token)."""
+        device = self.keys[0].device
+        slots = torch.tensor([slot for slot, _ in rows], device=device)
+        positions = torch.tensor([position for _, position in rows], device=device)
+        lengths = tuple((slot, position + 1) for slot, position in rows)
+        return DecodeStep(lengths, slots, positions, self.info.context_tokens)
+
+
+class StepCache:
+    """What the model gets as `past_key_values`: writes new KV in place, nothing is ever concatenated."""
+
+    is_compileable = False
+
+    def __init__(self, pool: SlotPool, step: PrefillStep | DecodeStep) -> None:
+        self._pool = pool
+        self._step = step
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write this step's keys and values [batch, kv_heads, tokens, dim]; returns what attention reads."""
+        pool_keys, pool_values, step = self._pool.keys[layer_idx], self._pool.values[layer_idx], self._step
+        if isinstance(step, PrefillStep):
+            row_keys, row_values = pool_keys[step.slot], pool_values[step.slot]
+            row_keys[:, step.start : step.stop] = keys[0]
+            row_values[:, step.start : step.stop] = values[0]
+            return row_keys[None, :, : step.stop], row_values[None, :, : step.stop]
+        pool_keys[step.slots, :, step.positions] = keys[:, :, 0]
+        pool_values[step.slots, :, step.positions] = values[:, :, 0]
+        return pool_keys, pool_values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before this step; only asked by modules that do not use the position ids they were given."""
+        return self._step.start if isinstance(self._step, PrefillStep) else max(n for _, n in self._step.rows) - 1
+
+
+def slot_capacity(context_tokens: int) -> int:
+    """Tokens a slot is allocated for."""
+    return -(-context_tokens // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
+
+
+def _lower_right_mask(start: int, stop: int, like: Tensor) -> Any:
+    """Token i of the chunk sees the `start` tokens before it and the chunk up to itself."""
+    num_queries = stop - start
+    if like.device.type == "cuda":
+        return causal_lower_right(num_queries, stop)  # a marker for the fused kernels, no tensor
+    mask = torch.zeros(num_queries, stop, dtype=like.dtype)
+    return mask.masked_fill_(torch.ones(num_queries, stop, dtype=torch.bool).triu_(start + 1), float("-inf"))

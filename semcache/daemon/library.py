@@ -1,0 +1,143 @@
+"""What is stored, shown to those it belongs to: entries, statistics, check. All of it blocking, for the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from semcache import wire
+from semcache.config import Config
+from semcache.daemon.cache.strategy import global_scope, principal_of
+from semcache.daemon.receipts import iso
+from semcache.errors import NotFoundError, UsageError
+from semcache.store.entries import SORTS, Entry
+from semcache.store.store import Store
+from semcache.store.usage import UserUsage
+
+
+class Library:
+    """The store as one principal may see it: the entries its sub-users wrote, and the global scope it shares."""
+
+    def __init__(self, *, config: Config, store: Store) -> None:
+        self._config = config
+        self._store = store
+
+    # Entries
+
+    def entries(
+        self, caller: str, user: str | None, limit: int, sort: str, match: str | None
+    ) -> list[wire.EntrySummary]:
+        if sort not in SORTS:
+            raise UsageError(f"sort = {sort!r}: must be one of {', '.join(SORTS)}", param="sort")
+        # Every entry of a principal carries a user of it; over-reading is cheap and keeps the store free of rights.
+        rows = self._store.list_entries(user=user, limit=-1, sort=sort, match=match)
+        return [_summary(entry) for entry in rows if self._may_see(caller, entry)][:limit]
+
+    def entry(self, caller: str, entry_id: str) -> wire.EntryDetail:
+        entry = self._visible(caller, entry_id)
+        return {
+            **_summary(entry),
+            "messages": [{"role": role, "content": content} for role, content in entry.messages],
+            "sampling": dict(entry.sampling),
+            "finish_reason": entry.finish_reason,
+            "strategy": entry.strategy,
+            "fingerprint": entry.fingerprint,
+            "blocks": -(-entry.num_prompt_tokens // self._config.cache.block_tokens),
+            "embedded": entry.embedding is not None,
+            "expires": iso(entry.expires_at) if entry.expires_at is not None else None,
+        }
+
+    def remove(self, caller: str, entry_id: str) -> None:
+        entry = self._visible(caller, entry_id)
+        if principal_of(entry.user) != caller:
+            raise NotFoundError(f"entry {entry_id!r} belongs to somebody else", param="id")
+        self._store.delete_entries([entry.id])
+
+    def clear(self, caller: str, user: str | None, namespace: str | None) -> tuple[int, int]:
+        """Remove what one sub-user wrote, or all of the caller's sub-users; within one namespace of theirs."""
+        known = {row.user for row in self._store.usage().users} | {e.user for e in self._store.list_entries(limit=-1)}
+        users = [user] if user is not None else sorted(u for u in known | {caller} if principal_of(u) == caller)
+        removed = [self._store.clear(user=name, namespace=namespace) for name in users]
+        return sum(entries for entries, _ in removed), sum(blocks for _, blocks in removed)
+
+    def _visible(self, caller: str, entry_id: str) -> Entry:
+        entry = self._store.get_entry(entry_id)
+        if entry is None or not self._may_see(caller, entry):
+            raise NotFoundError(f"no entry {entry_id!r}; `semcache cache ls` lists them", param="id")
+        return entry
+
+    def _may_see(self, caller: str, entry: Entry) -> bool:
+        if principal_of(entry.user) == caller:
+            return True
+        allowed = self._config.cache.allow_global
+        return allowed == "all" and entry.scope == global_scope(caller, allowed).name
+
+    # Statistics
+
+    def stats(self, caller: str) -> wire.Stats:
+        mine = [row for row in self._store.usage().users if principal_of(row.user) == caller]
+        return {
+            "schema": wire.STATS_SCHEMA,
+            "total": self._user_stats(_sum(mine)),
+            "users": [self._user_stats(row) for row in mine],
+        }
+
+    def _user_stats(self, row: UserUsage) -> wire.UserStats:
+        answer_hits = row.exact + row.semantic
+        compute_hits = answer_hits + row.draft + row.prefix
+        answered = max(1, compute_hits + row.miss)
+        return {
+            "user": row.user,
+            "requests": row.requests,
+            "errors": row.errors,
+            "outcomes": row.outcomes,
+            "answer_hits": answer_hits,
+            "compute_hits": compute_hits,
+            "answer_share": answer_hits / answered,
+            "compute_share": compute_hits / answered,
+            "prompt_tokens": row.prompt_tokens,
+            "cached_tokens": row.cached_tokens,
+            "completion_tokens": row.completion_tokens,
+            "drafted_tokens": row.drafted_tokens,
+            "accepted_tokens": row.accepted_tokens,
+            "saved_ms": round(row.saved_ms, 1),
+            "stored_bytes": {"ram": row.ram_bytes, "disk": row.disk_bytes},
+            "quota_bytes": self._config.cache.user_quota_bytes or None,
+            "wrong_hits": {"audits": 0, "wrong": 0, "rate": None, "ci95": None},
+        }
+
+    # Upkeep
+
+    def check(self, fix: bool) -> wire.CheckReport:
+        result = self._store.check(fix)
+        return {
+            "ok": result.ok,
+            "fixed": result.fixed,
+            "entries": result.entries,
+            "blocks": result.blocks,
+            "bytes": result.size_bytes,
+            "problems": [{"kind": p.kind, "id": p.item, "detail": p.detail} for p in result.problems],
+        }
+
+
+def _summary(entry: Entry) -> wire.EntrySummary:
+    return {
+        "id": entry.id,
+        "user": entry.user,
+        "scope": entry.scope,
+        "model": entry.model,
+        "prompt": entry.prompt,
+        "answer": entry.answer,
+        "created": iso(entry.created_at),
+        "last_used": iso(entry.last_used_at),
+        "hits": entry.hits,
+        "prompt_tokens": entry.num_prompt_tokens,
+        "completion_tokens": entry.num_completion_tokens,
+        "size_bytes": entry.size_bytes,
+        "pinned": entry.pinned,
+    }
+
+
+def _sum(rows: Sequence[UserUsage]) -> UserUsage:
+    counts = [f.name for f in fields(UserUsage) if f.name not in ("user", "first_seen", "last_seen")]
+    return UserUsage(user="all", **{name: sum(getattr(row, name) for row in rows) for name in counts})

@@ -1,0 +1,298 @@
+"""The engine thread: the only owner of the model and of every device tensor.
+
+Messages come in through one inbox, events go out through each request's `publish`. Introduces the engine to the
+cache's hand-over; decides nothing about reuse and nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from semcache.daemon.cache.admit import PromptKV, wants_storing
+from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.model import ModelInfo
+from semcache.daemon.engine.stream import TextStream
+from semcache.daemon.engine.tokenizer import Tokenizer
+from semcache.daemon.request import Request, RequestState
+from semcache.daemon.scheduler import Decode, Prefill, Scheduler
+from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
+
+log = logging.getLogger("semcache.engine")
+
+Progress = Callable[[str, float | None], None]
+LoadEngine = Callable[[Progress], Engine]
+HandOver = Callable[[Request, PromptKV | None], None]
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What the engine thread is doing about the model; replaced as a whole, so any thread may read it."""
+
+    state: Literal["unloaded", "loading", "ready", "failed"] = "unloaded"
+    stage: str | None = None
+    progress: float | None = None
+    error: SemcacheError | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What stays known of a model when it has left memory: enough to tokenise and to find stored answers."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+    numerics: str
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class _Submit:
+    request: Request
+    hand_over: HandOver
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Run on the engine thread between two steps; None ends the thread."""
+
+    action: Callable[[], None] | None
+
+
+class EngineLoop:
+    """Runs requests through the engine; every submitted request ends exactly once."""
+
+    def __init__(
+        self,
+        load: LoadEngine,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        keep_alive_s: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._on_change = on_change
+        self._keep_alive_s = keep_alive_s
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[_Submit | _Command] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._engine: Engine | None = None
+        self._scheduler = Scheduler(0)
+        self._streams: dict[str, TextStream] = {}
+        self._hand_over: dict[str, HandOver] = {}
+        self._prefill_ms: dict[str, float] = {}
+        self._idle_since = clock()
+        self.model = ModelState()
+        self.served: Served | None = None
+        self.num_failures = 0
+
+    # Any thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting + self._inbox.qsize()
+
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
+
+    @property
+    def unloads_in_s(self) -> float | None:
+        if self._engine is None or not self._keep_alive_s or self._scheduler.num_running:
+            return None
+        return max(0.0, self._idle_since + self._keep_alive_s - self._clock())
+
+    def submit(self, request: Request, hand_over: HandOver) -> None:
+        """Queue a request; `hand_over` gets its prompt KV on the engine thread, right after the request ended."""
+        self._inbox.put(_Submit(request, hand_over))
+
+    def cancel(self, request: Request) -> None:
+        """Ask for the end of a request; it comes before the next forward pass."""
+        request.cancel_requested = True
+        self._inbox.put(_Command(lambda: None))
+
+    def load(self) -> None:
+        self._inbox.put(_Command(self._ensure_loaded))
+
+    def unload(self) -> None:
+        """Free the model's memory once nothing runs; the cache stays."""
+        self._inbox.put(_Command(self._unload))
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """End every live request and the thread."""
+        self._inbox.put(_Command(None))
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    # Engine thread only, from here on
+
+    def _run(self) -> None:
+        while self._take_messages():
+            self._end_cancelled()
+            self._step()
+        self._fail_all(UnavailableError("the daemon is shutting down", retry_after_s=1))
+        self._unload()
+
+    def _take_messages(self) -> bool:
+        """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread."""
+        block = not any(True for _ in self._scheduler)
+        while True:
+            try:
+                message = self._inbox.get(block=block, timeout=self._until_unload() if block else None)
+            except queue.Empty:
+                if block:
+                    self._unload()
+                return True
+            block = False
+            if isinstance(message, _Submit):
+                self._take(message)
+            elif message.action is None:
+                return False
+            else:
+                message.action()
+
+    def _until_unload(self) -> float | None:
+        if self._engine is None or not self._keep_alive_s:
+            return None
+        return max(0.0, self._idle_since + self._keep_alive_s - self._clock())
+
+    def _take(self, message: _Submit) -> None:
+        self._hand_over[message.request.id] = message.hand_over
+        self._ensure_loaded()
+        self._scheduler.add(message.request)
+        if self._engine is None:
+            self._end(
+                message.request, RequestState.FAILED, self.model.error or ModelLoadError("the model is not loaded")
+            )
+
+    def _ensure_loaded(self) -> None:
+        if self._engine is not None:
+            return
+        self._set_model(ModelState("loading", "starting", None))
+        try:
+            engine = self._load(lambda stage, share: self._set_model(ModelState("loading", stage, share)))
+        except SemcacheError as error:
+            self._set_model(ModelState("failed", error=error))
+        except Exception as error:
+            log.exception("loading the model failed")
+            self._set_model(ModelState("failed", error=ModelLoadError(f"the model cannot be loaded: {error}")))
+        else:
+            self._engine = engine
+            self._scheduler.num_slots = engine.num_slots
+            self.served = Served(engine.info, engine.tokenizer, engine.numerics, engine.num_slots)
+            self._idle_since = self._clock()
+            self._set_model(ModelState("ready"))
+
+    def _unload(self) -> None:
+        if self._engine is None or any(True for _ in self._scheduler):
+            return
+        log.info("unloading %s", self._engine.info.name)
+        self._engine.close()
+        self._engine = None
+        self._set_model(ModelState("unloaded"))
+
+    def _set_model(self, state: ModelState) -> None:
+        self.model = state
+        self._on_change()
+
+    def _end_cancelled(self) -> None:
+        for request in [r for r in self._scheduler if r.cancel_requested]:
+            self._end(request, RequestState.CANCELLED)
+
+    def _step(self) -> None:
+        """One forward pass. An exception ends every running request and leaves the engine empty, not broken."""
+        try:
+            while (request := self._scheduler.admit()) is not None:
+                self._begin(request)
+            step = self._scheduler.next_step()
+            if isinstance(step, Prefill):
+                self._prefill(step.request)
+            elif isinstance(step, Decode):
+                assert self._engine is not None
+                for request, token in zip(step.requests, self._engine.decode(step.requests), strict=True):
+                    self._accept(request, token)
+        except Exception as error:
+            log.exception("engine step failed")
+            self.num_failures += 1
+            self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"), only_running=True)
+
+    def _begin(self, request: Request) -> None:
+        assert self._engine is not None
+        request.times.prefill_started = self._clock()
+        self._engine.begin(request)
+        request.times.restored = self._clock()
+        self._streams[request.id] = self._engine.tokenizer.stream(request.sampling.stop)
+        self._prefill_ms[request.id] = 0.0
+
+    def _prefill(self, request: Request) -> None:
+        assert self._engine is not None
+        started = self._clock()
+        token = self._engine.prefill(request)
+        self._prefill_ms[request.id] += (self._clock() - started) * 1e3
+        if token is not None:
+            self._scheduler.start_decoding(request)
+            self._accept(request, token)
+
+    def _accept(self, request: Request, token: int) -> None:
+        """Append one token, stream the text that became final, and end the request where it stops."""
+        assert self._engine is not None
+        info, stream = self._engine.info, self._streams[request.id]
+        if token in info.eos_token_ids:
+            request.emit([], stream.flush())
+            self._finish(request, "stop")
+            return
+        request.emit([token], stream.push(token))
+        if stream.stopped:
+            self._finish(request, "stop")
+        elif len(request.output_tokens) >= request.sampling.max_tokens or (
+            request.num_prompt_tokens + len(request.output_tokens) >= info.context_tokens
+        ):
+            request.emit([], stream.flush())
+            self._finish(request, "stop" if stream.stopped else "length")
+
+    def _finish(self, request: Request, reason: str) -> None:
+        request.finish_reason = reason
+        self._end(request, RequestState.FINISHED)
+
+    def _end(self, request: Request, state: RequestState, error: SemcacheError | None = None) -> None:
+        """Tell the client first; copying KV for the cache comes after, so it costs the client nothing."""
+        self._scheduler.remove(request)
+        self._streams.pop(request.id, None)
+        request.end(state, error)
+        try:
+            kv = self._prompt_kv(request) if state is not RequestState.FAILED else None
+        finally:
+            if request.slot is not None and self._engine is not None:
+                self._engine.release(request)
+            self._prefill_ms.pop(request.id, None)
+            self._idle_since = self._clock()
+        self._hand_over.pop(request.id)(request, kv)
+
+    def _prompt_kv(self, request: Request) -> PromptKV | None:
+        if self._engine is None or request.slot is None or not wants_storing(request):
+            return None
+        if not isinstance(request.prompt_logits, torch.Tensor):
+            return None  # cancelled before the prompt was through
+        spans = list(request.restored)
+        num_fresh = request.num_prompt_tokens - request.num_restored
+        if num_fresh:
+            spans.append(self._engine.prompt_kv(request, request.num_restored))
+        return PromptKV(spans, request.prompt_logits, self._prefill_ms[request.id] / max(1, num_fresh))
+
+    def _fail_all(self, error: SemcacheError, *, only_running: bool = False) -> None:
+        for request in list(self._scheduler):
+            if not only_running or request.slot is not None or request.state is not RequestState.WAITING:
+                self._end(request, RequestState.FAILED, error)

@@ -1,0 +1,100 @@
+"""Which requests compute in the next step. Pure Python: no torch, no clock, no sleep.
+
+Prefill chunks alternate with decode steps, so a long prompt never stalls running streams for more than one chunk;
+slots are given to users in turn, so one user's queue never starves another's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from semcache.daemon.request import Request, RequestState
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One chunk of one request."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One token for each of these."""
+
+    requests: list[Request]
+
+
+Step = Prefill | Decode
+
+
+class Scheduler:
+    """Queues by user; a request is in exactly one of waiting, prefilling and decoding, or gone."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._waiting: OrderedDict[str, deque[Request]] = OrderedDict()
+        self._prefilling: deque[Request] = deque()
+        self._decoding: list[Request] = []
+        self._prefilled_last = False
+        self.num_waiting = 0  # kept, not derived: other threads read it while the queues change
+
+    @property
+    def num_running(self) -> int:
+        return len(self._prefilling) + len(self._decoding)
+
+    def __iter__(self) -> Iterator[Request]:
+        for queue in self._waiting.values():
+            yield from queue
+        yield from self._prefilling
+        yield from self._decoding
+
+    def add(self, request: Request) -> None:
+        request.state = RequestState.WAITING
+        self.num_waiting += 1
+        self._waiting.setdefault(request.user, deque()).append(request)
+
+    def admit(self) -> Request | None:
+        """The next waiting request that gets a slot; users take turns."""
+        if not self._waiting or self.num_running >= self.num_slots:
+            return None
+        user, queue = next(iter(self._waiting.items()))
+        request = queue.popleft()
+        self.num_waiting -= 1
+        del self._waiting[user]
+        if queue:
+            self._waiting[user] = queue  # to the end of the line
+        request.state = RequestState.PREFILLING
+        self._prefilling.append(request)
+        return request
+
+    def next_step(self) -> Step | None:
+        """The next forward pass; prompts take turns chunk by chunk, and with the decode batch."""
+        if self._prefilling and not (self._prefilled_last and self._decoding):
+            self._prefilled_last = True
+            request = self._prefilling.popleft()
+            self._prefilling.append(request)
+            return Prefill(request)
+        self._prefilled_last = False
+        return Decode(list(self._decoding)) if self._decoding else None
+
+    def start_decoding(self, request: Request) -> None:
+        self._prefilling.remove(request)
+        request.state = RequestState.DECODING
+        self._decoding.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Take out a request that ended, wherever it is."""
+        if request in self._prefilling:
+            self._prefilling.remove(request)
+        elif request in self._decoding:
+            self._decoding.remove(request)
+        else:
+            queue = self._waiting.get(request.user)
+            if queue is not None and request in queue:
+                queue.remove(request)
+                self.num_waiting -= 1
+                if not queue:
+                    del self._waiting[request.user]

@@ -1,0 +1,379 @@
+"""One answer from start to end: tokenise, look up, replay or compute, write back, account.
+
+The event loop's side of a request. Blocking work goes to the pool, forward passes to the engine thread; a request that
+is in neither belongs to this file, which then also ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from semcache.config import Config
+from semcache.daemon.cache.admit import Admission, PromptKV, may_store, wants_storing
+from semcache.daemon.cache.identity import fits
+from semcache.daemon.cache.lookup import Lookup, Match, ModelKey
+from semcache.daemon.cache.strategy import Access, access
+from semcache.daemon.flights import Flight, Flights
+from semcache.daemon.journal import Journal
+from semcache.daemon.loop import EngineLoop, Served
+from semcache.daemon.request import (
+    CacheOptions,
+    End,
+    Event,
+    Matched,
+    Message,
+    Outcome,
+    Receipt,
+    Request,
+    RequestState,
+    Sampling,
+)
+from semcache.errors import (
+    BusyError,
+    CachedOnlyMissError,
+    EngineError,
+    NotFoundError,
+    PromptTooLongError,
+    RequestTimeoutError,
+    SemcacheError,
+    UnavailableError,
+    UsageError,
+)
+from semcache.store.entries import Entry
+
+log = logging.getLogger("semcache.service")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A validated request body, before anything is looked at."""
+
+    user: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    options: CacheOptions
+    model: str | None = None
+    template_options: tuple[tuple[str, str], ...] = ()
+    raw_prompt: bool = False  # the text itself, without a chat template
+
+
+class Live:
+    """A request under way and the events it has published and nobody has read yet."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._head = asyncio.Event()
+        self.request: Request
+        self.task: asyncio.Task[None]
+
+    def publish(self, event: Event) -> None:
+        """From any thread; keeps the order."""
+        self._loop.call_soon_threadsafe(self._arrive, event)
+
+    def _arrive(self, event: Event) -> None:
+        self._events.put_nowait(event)
+        self._head.set()
+
+    async def head(self) -> None:
+        """Wait for the first event: the look-up's result, or an early end."""
+        await self._head.wait()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Every event up to and including the End."""
+        while True:
+            event = await self._events.get()
+            yield event
+            if isinstance(event, End):
+                return
+
+
+class Service:
+    """Answers requests; one for the whole daemon."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        loop: EngineLoop,
+        lookup: Lookup,
+        admission: Admission,
+        journal: Journal,
+        pool: Executor,
+    ) -> None:
+        self._config = config
+        self._engine = loop
+        self._lookup = lookup
+        self._admission = admission
+        self._journal = journal
+        self._pool = pool
+        self._flights = Flights()
+        self._live: set[asyncio.Task[None]] = set()
+        self._aftermath: set[asyncio.Future[None]] = set()
+        self._last_asked = time.monotonic()
+        self.is_draining = False
+
+    def idle_s(self) -> float:
+        """Seconds since somebody last asked something; looking does not count."""
+        return 0.0 if self._live else time.monotonic() - self._last_asked
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    def model_key(self, served: Served) -> ModelKey:
+        return ModelKey(
+            name=served.info.name, folder_id=served.info.folder_id, fingerprint=served.info.fingerprint,
+            numerics=served.numerics, prefill_chunk_tokens=self._config.engine.prefill_chunk_tokens,
+            block_tokens=self._config.cache.block_tokens,
+        )  # fmt: skip
+
+    # From the routes
+
+    async def start(self, ask: Ask) -> Live:
+        """Check and tokenise a request and set it going; whatever is wrong with it is raised here, before any queue."""
+        served = self._require_served(ask.model)
+        self._last_asked = time.monotonic()
+        granted = access(
+            ask.options.strategy, user=ask.user, allow_global=self._config.cache.allow_global,
+            namespace=ask.options.namespace,
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(self._pool, _tokenise, served, ask)
+        room = served.info.context_tokens - len(tokens)
+        if room < 1:
+            raise PromptTooLongError(
+                f"the prompt has {len(tokens)} tokens and the served context is {served.info.context_tokens}, "
+                "one of them for the answer; shorten the prompt or raise engine.max_context_tokens",
+                param="messages",
+            )
+        live = Live(loop)
+        live.request = Request(
+            id=f"req_{secrets.token_hex(8)}", user=ask.user, model=served.info.name, messages=ask.messages,
+            prompt_tokens=tokens, sampling=replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room)),
+            options=ask.options, publish=lambda event: self._publish(live, event),
+            template_options=ask.template_options, noise_seed=secrets.randbits(62),
+        )  # fmt: skip
+        self._journal.opened(live.request)
+        live.task = asyncio.create_task(self._run(live, served, granted))
+        self._live.add(live.task)
+        live.task.add_done_callback(self._forget)
+        return live
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._live.discard(task)
+        self._last_asked = time.monotonic()
+
+    def cancel(self, live: Live) -> None:
+        """The client went away."""
+        if not live.request.state.is_terminal:
+            live.task.cancel()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, let the live ones finish within the time, and wait until everything is written."""
+        self.is_draining = True
+        if self._live:
+            _done, late = await asyncio.wait(set(self._live), timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=5)
+        while self._aftermath:
+            await asyncio.wait(set(self._aftermath))
+
+    # One request
+
+    async def _run(self, live: Live, served: Served, granted: Access) -> None:
+        """Never raises: whatever happens becomes the End of the request."""
+        request = live.request
+        try:
+            async with asyncio.timeout(self._config.daemon.request_timeout_s):
+                await self._answer(request, self.model_key(served), granted)
+        except asyncio.CancelledError:
+            self._end_early(request, RequestState.CANCELLED, None)
+        except TimeoutError:
+            limit = self._config.daemon.request_timeout_s
+            self._end_early(request, RequestState.FAILED, RequestTimeoutError(
+                f"the request did not finish within {limit} s; raise daemon.request_timeout_s or ask for fewer tokens"
+            ))  # fmt: skip
+        except SemcacheError as error:
+            self._end_early(request, RequestState.FAILED, error)
+        except Exception as error:
+            log.exception("request %s failed", request.id)
+            self._end_early(
+                request, RequestState.FAILED, EngineError(f"internal error: {type(error).__name__}: {error}")
+            )
+
+    def _end_early(self, request: Request, state: RequestState, error: SemcacheError | None) -> None:
+        """End a request this side owns; one that the engine owns is ended there, before its next step."""
+        if request.state in (RequestState.QUEUED, RequestState.MATCHING):
+            request.end(state, error)
+            self._account(request, saved_ms=0.0)
+        elif not request.state.is_terminal:
+            self._engine.cancel(request)
+
+    async def _answer(self, request: Request, model: ModelKey, granted: Access) -> None:
+        request.state = RequestState.MATCHING
+        find = asyncio.get_running_loop().run_in_executor(self._pool, self._lookup.find, request, granted, model)
+        match = await find
+        shareable = self._lookup.may_replay(request) and request.options.mode.allows_exact and bool(granted.read)
+        while match.answer is None and shareable and not request.options.refresh:
+            # Nothing awaits between this check and taking off, so two leaders cannot start.
+            leader = self._flights.leader_of([s.name for s in granted.read], match.identity.request_key)
+            if leader is None:
+                break
+            entry = await leader.wait()
+            if entry is not None and fits(
+                request.sampling, finish_reason=entry.finish_reason, num_completion_tokens=entry.num_completion_tokens
+            ):
+                match = replace(match, answer=entry, receipt=_in_flight(request, entry))
+            elif entry is not None:
+                break
+        self._note_times(request, match)
+        if match.answer is not None:
+            self._replay(request, match, match.answer)
+            return
+        if request.options.cached_only:
+            request.match(match.receipt)
+            raise CachedOnlyMissError(f"no stored answer may be served for this prompt ({match.receipt.reason})")
+        flight = self._take_off(request, match, granted) if shareable else None
+        try:
+            await self._compute(request, match, model, granted, flight)
+        finally:
+            if flight is not None and request.state in (RequestState.QUEUED, RequestState.MATCHING):
+                self._flights.clear(flight)  # it never reached the engine, whose hand-over would land it
+
+    def _take_off(self, request: Request, match: Match, granted: Access) -> Flight | None:
+        if not may_store_answer(request, granted):
+            return None
+        return self._flights.take_off([s.name for s in granted.write], match.identity.request_key)
+
+    def _note_times(self, request: Request, match: Match) -> None:
+        request.times.embed_ms, request.times.lookup_ms = match.embed_ms, match.lookup_ms
+        if self._engine.num_waiting >= self._config.daemon.max_queue and match.answer is None:
+            raise BusyError(
+                f"{self._engine.num_waiting} requests are waiting (daemon.max_queue); try again shortly",
+                retry_after_s=1,
+            )
+
+    def _replay(self, request: Request, match: Match, entry: Entry) -> None:
+        request.match(match.receipt)
+        request.finish_reason = entry.finish_reason
+        request.emit(entry.answer_tokens, entry.answer)
+        request.end(RequestState.FINISHED)
+        self._account(request, saved_ms=entry.compute_ms)
+
+    async def _compute(
+        self, request: Request, match: Match, model: ModelKey, granted: Access, flight: Flight | None
+    ) -> None:
+        request.restored, request.num_restored = match.spans, match.num_restored
+        request.prompt_logits = match.prompt_logits
+        stores = wants_storing(request) and bool(granted.write)
+        request.match(replace(match.receipt, stored=stores))
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+
+        def hand_over(done: Request, kv: PromptKV | None) -> None:
+            loop.call_soon_threadsafe(self._after, done, kv, match, model, granted, flight, ended)
+
+        self._aftermath.add(ended)
+        ended.add_done_callback(self._aftermath.discard)
+        request.state = RequestState.WAITING  # from here on it belongs to the engine thread
+        self._engine.submit(request, hand_over)
+        await asyncio.shield(ended)
+
+    def _after(
+        self, request: Request, kv: PromptKV | None, match: Match, model: ModelKey, granted: Access,
+        flight: Flight | None, ended: asyncio.Future[None],
+    ) -> None:  # fmt: skip
+        """The engine is done with it: let followers go, then write everything back off the hot path."""
+        replayable = self._lookup.may_replay(request) and bool(granted.write)
+        stores_answer = may_store(request, replayable=replayable)
+        compute_ms = _computed_ms(request)
+        if flight is not None and not stores_answer:
+            self._flights.clear(flight)
+        elif flight is not None:
+            scope = granted.write[0]
+            flight.land(self._admission.entry_of(request, match.identity, model, scope, None, compute_ms))
+
+        def write() -> None:
+            if stores_answer:
+                self._admission.store_answer(request, granted, match.identity, model, match.vector, compute_ms)
+            if kv is not None:
+                self._admission.store_kv(request, granted, model, kv)
+
+        writing = asyncio.get_running_loop().run_in_executor(self._pool, write)
+
+        def written(done: asyncio.Future[None]) -> None:
+            if done.exception() is not None:
+                log.error("storing request %s failed: %s", request.id, done.exception())
+            if flight is not None:
+                self._flights.clear(flight)
+            request.restored, request.prompt_logits = [], None  # the journal keeps the request, not its tensors
+            ended.set_result(None)
+
+        writing.add_done_callback(written)
+        rate = kv.prefill_ms_per_token if kv is not None else 0.0
+        self._account(request, saved_ms=rate * request.num_cached_tokens)
+
+    # Helpers of the above
+
+    def _require_served(self, model: str | None) -> Served:
+        if self.is_draining:
+            raise UnavailableError("the daemon is shutting down", retry_after_s=5)
+        state, served = self._engine.model, self._engine.served
+        if served is None:
+            if state.error is not None:
+                raise state.error
+            percent = f" {state.progress:.0%}" if state.progress is not None else ""
+            raise UnavailableError(f"the model is loading ({state.stage or 'starting'}{percent})", retry_after_s=1)
+        if model is not None and model != served.info.name:
+            raise NotFoundError(
+                f"model {model!r} is not served; this daemon serves {served.info.name!r} "
+                "(`semcache config set model.name NAME` and `semcache daemon restart` change it)",
+                param="model",
+            )
+        return served
+
+    def _publish(self, live: Live, event: Event) -> None:
+        live.publish(event)
+        if isinstance(event, Matched | End) or len(live.request.output_tokens) == 1:
+            live._loop.call_soon_threadsafe(self._journal.changed, live.request)
+
+    def _account(self, request: Request, *, saved_ms: float) -> None:
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._journal.record, request, saved_ms)
+        done: asyncio.Future[None] = asyncio.ensure_future(work)
+        self._aftermath.add(done)
+        done.add_done_callback(self._aftermath.discard)
+
+
+def may_store_answer(request: Request, granted: Access) -> bool:
+    return wants_storing(request) and bool(granted.write)
+
+
+def _tokenise(served: Served, ask: Ask) -> list[int]:
+    if ask.raw_prompt:
+        tokens = served.tokenizer.encode_text(ask.messages[-1].content)
+    else:
+        tokens = served.tokenizer.encode_chat(ask.messages, dict(ask.template_options))
+    if not tokens:
+        raise UsageError("the prompt has no tokens", param="messages")
+    return tokens
+
+
+def _in_flight(request: Request, entry: Entry) -> Receipt:
+    return Receipt(
+        outcome=Outcome.EXACT, reason="in_flight", strategy=request.options.strategy,
+        scope=entry.scope.split(":", 1)[0].split("#", 1)[0], matched_prompt=entry.prompt, entry_age_s=0.0,
+    )  # fmt: skip
+
+
+def _computed_ms(request: Request) -> float:
+    times = request.times
+    return (times.ended - times.prefill_started) * 1e3 if times.ended and times.prefill_started else 0.0

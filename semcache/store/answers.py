@@ -1,0 +1,71 @@
+"""Answers: rows in SQLite and their embeddings in memory, kept together. Knows no user's rights and no policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from semcache.store.entries import Entries, Entry
+from semcache.store.incidents import Incidents
+from semcache.store.vectors import Partition, VectorIndex, unit
+
+
+def partition_of(entry: Entry) -> Partition:
+    """What an entry's neighbours must share with it."""
+    return Partition(entry.fingerprint, entry.context_key, entry.params_key, entry.embedder or "")
+
+
+class Answers:
+    """Rows change first, the index follows; an id in the index without a row is dropped when it is met."""
+
+    def __init__(self, entries: Entries, incidents: Incidents, clock: Callable[[], float], ttl_s: float) -> None:
+        self.entries = entries
+        self._vectors = VectorIndex(entries.vectors)
+        self._incidents = incidents
+        self._clock = clock
+        self._ttl_s = ttl_s
+
+    def nearest(
+        self, scope: str, vector: np.ndarray, k: int, partition: Partition | None, embedder: str | None
+    ) -> list[tuple[Entry, float]]:
+        """The k closest verified entries of a scope, best first, with their cosines."""
+        while True:
+            found = self._vectors.nearest(scope, vector, k, partition, embedder)
+            entries = self.entries.by_ids([entry_id for entry_id, _ in found], self._clock())
+            gone = [(scope, entry_id) for entry_id, _ in found if not _belongs(entries.get(entry_id), scope, partition)]
+            if not gone:
+                return [(entries[entry_id], score) for entry_id, score in found]
+            self.unindex(gone)  # deleted, damaged or expired: ask again, so that k are found where k are left
+
+    def put(self, entry: Entry) -> None:
+        """Keep an answer in place of older ones to the same request; may raise sqlite3.Error."""
+        if entry.vector is not None and (entry.embedder is None or unit(entry.vector) is None):
+            self._refused(entry, "its vector has no direction or no embedder")
+            entry = replace(entry, embedding=None, embedder=None)
+        if entry.expires_at is None and self._ttl_s > 0:
+            entry = replace(entry, expires_at=entry.created_at + self._ttl_s)
+        if entry.last_used_at < entry.created_at:
+            entry = replace(entry, last_used_at=entry.created_at)
+        self.unindex(self.entries.insert(entry))
+        vector = entry.vector
+        if vector is not None and not self._vectors.add(entry.scope, entry.id, partition_of(entry), vector):
+            self._refused(entry, "its vector has another dimension than its embedder's others")
+
+    def _refused(self, entry: Entry, why: str) -> None:
+        self._incidents.failure("refused_embeddings", f"entry {entry.id}", why)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete rows and their vectors; returns how many there were."""
+        deleted = self.entries.delete(ids)
+        self.unindex(deleted)
+        return len(deleted)
+
+    def unindex(self, dropped: Sequence[tuple[str, str]]) -> None:
+        for scope, entry_id in dropped:
+            self._vectors.remove(scope, entry_id)
+
+
+def _belongs(entry: Entry | None, scope: str, partition: Partition | None) -> bool:
+    return entry is not None and entry.scope == scope and partition in (None, partition_of(entry))

@@ -1,0 +1,177 @@
+"""What a KV block is called and the rows that say which blocks exist. Files are `disk.py`'s business.
+
+A block's name is a SHA-256 chain over everything that decides its numbers, so equal prefixes share blocks and nothing
+else can. Token ids are kept beside the hash and compared: a hash is never trusted alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from semcache.errors import StoreError
+from semcache.store.database import Database, Params
+
+Kind = Literal["block", "tail"]
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class BlockKey:
+    """Identity of the KV of `token_ids` at positions from `first_token` on, after everything in `parent`."""
+
+    hash: str
+    parent: str | None
+    first_token: int
+    token_ids: tuple[int, ...]
+    kind: Kind = "block"
+
+
+def block_chain(root: str, token_ids: Sequence[int], block_tokens: int) -> list[BlockKey]:
+    """Keys of all full blocks of a prompt; `root` is what scope, namespace, model and numerics hash to."""
+    chain: list[BlockKey] = []
+    parent: str | None = None
+    for first in range(0, len(token_ids) - block_tokens + 1, block_tokens):
+        key = _key(root, parent, first, tuple(token_ids[first : first + block_tokens]), "block")
+        chain.append(key)
+        parent = key.hash
+    return chain
+
+
+def tail_key(root: str, parent: str | None, first_token: int, token_ids: Sequence[int]) -> BlockKey:
+    """Key of the full-prompt record: the tokens after the last full block (maybe none) and the prompt's logits."""
+    return _key(root, parent, first_token, tuple(token_ids), "tail")
+
+
+def _key(root: str, parent: str | None, first_token: int, token_ids: tuple[int, ...], kind: Kind) -> BlockKey:
+    # JSON separates the fields without ambiguity; the tokens follow it and have a fixed width.
+    head = json.dumps(["semcache.block/1", root, parent, kind, first_token]).encode()
+    digest = hashlib.sha256(head + b"\n" + pack_tokens(token_ids)).hexdigest()
+    return BlockKey(digest, parent, first_token, token_ids, kind)
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    return np.asarray(token_ids, dtype="<i4").tobytes()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who a block is written for. `model` names a folder, so it is checked here once."""
+
+    scope: str
+    user: str
+    model: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not _FOLDER_NAME.fullmatch(self.model):
+            raise StoreError(
+                f"model name {self.model!r} is not safe as a folder; use letters, digits, '.', '_' and '-'"
+            )
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One row of `blocks`."""
+
+    hash: str
+    kind: Kind
+    scope: str
+    model: str
+    fingerprint: str
+    parent: str | None
+    first_token: int
+    num_tokens: int
+    token_ids: bytes
+    size_bytes: int
+    checksum: str
+    user: str
+    created_at: float
+    last_used_at: float
+    hits: int = 0
+    compute_ms: float = 0.0
+
+    @property
+    def relative_path(self) -> str | None:
+        """Where the file lies below `kv/`; None when a damaged row names no safe place."""
+        if not (_FOLDER_NAME.fullmatch(str(self.model)) and _HASH.fullmatch(str(self.hash))):
+            return None
+        suffix = ".tail.safetensors" if self.kind == "tail" else ".safetensors"
+        return f"{self.model}/{self.hash[:2]}/{self.hash}{suffix}"
+
+    def matches(self, key: BlockKey) -> bool:
+        """Whether this row is about exactly the tokens of `key`, not only about the same hash."""
+        return (
+            self.kind == key.kind
+            and self.parent == key.parent
+            and self.first_token == key.first_token
+            and self.num_tokens == len(key.token_ids)
+            and self.token_ids == pack_tokens(key.token_ids)
+        )
+
+
+_COLUMNS = tuple(item.name for item in fields(BlockRow))
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM blocks"  # noqa: S608 - column names of our own dataclass
+_INSERT = f"INSERT OR REPLACE INTO blocks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+
+
+class Blocks:
+    """The `blocks` table."""
+
+    def __init__(self, db: Database, ttl_s: float) -> None:
+        self._db = db
+        self._ttl_s = ttl_s
+
+    def _oldest_live(self, now_s: float) -> float:
+        return now_s - self._ttl_s if self._ttl_s > 0 else float("-inf")
+
+    def find(self, hashes: Iterable[str], now_s: float) -> dict[str, BlockRow]:
+        """The rows of these hashes that exist and are not past the TTL."""
+        where = "hash IN (SELECT value FROM json_each(?)) AND created_at > ?"
+        return {row.hash: row for row in self.select(where, (json.dumps(list(hashes)), self._oldest_live(now_s)))}
+
+    def all(self) -> list[BlockRow]:
+        return [BlockRow(*row) for row in self._db.rows(_SELECT)]
+
+    def expired(self, now_s: float) -> list[BlockRow]:
+        return self.select("created_at <= ?", (self._oldest_live(now_s),))
+
+    def select(self, where: str, params: Params) -> list[BlockRow]:
+        return [BlockRow(*row) for row in self._db.rows(f"{_SELECT} WHERE {where}", params)]
+
+    def by_hashes(self, hashes: Sequence[str]) -> list[BlockRow]:
+        """Rows whatever their age."""
+        return self.select("hash IN (SELECT value FROM json_each(?))", (json.dumps(list(hashes)),))
+
+    def insert(self, connection: sqlite3.Connection, row: BlockRow) -> None:
+        connection.execute(_INSERT, tuple(getattr(row, name) for name in _COLUMNS))
+
+    def touch(self, rows: Sequence[BlockRow], now_s: float) -> set[str]:
+        """Count a use of each row; returns the hashes of those that are still the rows that were read."""
+        read = {row.hash: row.checksum for row in rows}
+        with self._db.transaction() as connection:
+            found = connection.execute(
+                "UPDATE blocks SET hits = hits + 1, last_used_at = max(last_used_at, ?) "
+                "WHERE hash IN (SELECT value FROM json_each(?)) RETURNING hash, checksum",
+                (now_s, json.dumps(list(read))),
+            ).fetchall()
+        return {row["hash"] for row in found if read[row["hash"]] == row["checksum"]}
+
+    def delete(self, connection: sqlite3.Connection, rows: Sequence[BlockRow]) -> list[BlockRow]:
+        """Delete rows that are still the ones that were read; returns what was deleted."""
+        return [
+            row
+            for row in rows
+            if connection.execute(
+                "DELETE FROM blocks WHERE hash = ? AND checksum = ?", (row.hash, row.checksum)
+            ).rowcount
+        ]

@@ -1,0 +1,157 @@
+"""Compares rows with files, and repairs by deleting: a cache can compute again what it loses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from semcache.store.blocks import BlockRow, Blocks
+from semcache.store.database import Database
+from semcache.store.entries import Entries
+from semcache.store.files import TEMP_SUFFIX, Files
+from semcache.store.tensors import DamageError
+from semcache.store.tiers import Tiers
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that does not fit. `item` is an entry id, a path below `kv/`, or the database."""
+
+    kind: str  # damaged_entry, damaged_block, unreadable_block, stray_file, leftover_temp, database
+    item: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    entries: int
+    blocks: int
+    size_bytes: int  # of verified block files
+    problems: tuple[Problem, ...]
+    fixed: bool  # every problem was repaired
+    database: str  # what SQLite says about its file; "ok" when nothing
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems or self.fixed
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield Path(parent) / name
+
+
+def strays(folder: Path, db: Database, blocks: Blocks, files: Files) -> Iterator[tuple[Path, str]]:
+    """(file, kind) below `folder` that no row speaks for, while nobody can add one."""
+    listed = list(files_below(folder))
+    known = {row.relative_path for row in blocks.all()}
+    for path in listed:
+        relative = path.relative_to(folder).as_posix()
+        if relative in known:
+            continue
+        if path.name.endswith(TEMP_SUFFIX):
+            if not files.is_open_temp(path):
+                yield path, "leftover_temp"
+            continue
+        with db.lock:  # a block may have come or gone since the folder was listed
+            hash_ = path.name.split(".", 1)[0]
+            if path.exists() and relative not in {row.relative_path for row in blocks.by_hashes([hash_])}:
+                yield path, "stray_file"
+
+
+def sweep(folder: Path, db: Database, blocks: Blocks, files: Files) -> tuple[int, list[str]]:
+    """Remove what a killed process left behind; returns how many files, and a line for each that cannot be removed."""
+    num_removed, stuck = 0, []
+    for path, _ in strays(folder, db, blocks, files):
+        try:
+            files.unlink(path)
+            num_removed += 1
+        except OSError as error:
+            stuck.append(f"cannot remove leftover file {path}: {error.strerror}; remove it by hand")
+    return num_removed, stuck
+
+
+class Check:
+    """One pass over everything that is stored."""
+
+    def __init__(self, db: Database, entries: Entries, blocks: Blocks, tiers: Tiers, files: Files) -> None:
+        self._db = db
+        self._entries = entries
+        self._blocks = blocks
+        self._tiers = tiers
+        self._files = files
+        self._problems: list[Problem] = []
+        self._num_unfixed = 0
+
+    def run(self, *, fix: bool) -> CheckResult:
+        """What does not fit; with `fix` it is gone afterwards, so that a second check is clean."""
+        database = self._db.quick_check()
+        if database != "ok":
+            self._db.is_corrupt = True
+            # Only the next start can replace the file under the connection.
+            self._found("database", self._db.path.name, database, fixed=False)
+        size_bytes = self._check_blocks(fix=fix)
+        self._check_entries(fix=fix)
+        self._check_strays(fix=fix)
+        return CheckResult(
+            entries=self._db.number("SELECT count(*) FROM entries"),
+            blocks=self._db.number("SELECT count(*) FROM blocks"),
+            size_bytes=size_bytes,
+            problems=tuple(self._problems),
+            fixed=fix and bool(self._problems) and self._num_unfixed == 0,
+            database=database,
+        )
+
+    def _found(self, kind: str, item: str, detail: str, *, fixed: bool) -> None:
+        self._problems.append(Problem(kind, item, detail))
+        self._num_unfixed += not fixed
+
+    def _check_blocks(self, *, fix: bool) -> int:
+        size_bytes = 0
+        for row in self._blocks.all():
+            problem = self._problem_of(row)
+            if problem is None:
+                size_bytes += row.size_bytes
+                continue
+            kind, detail = problem
+            fixed = fix and bool(self._tiers.delete([row]))
+            self._found(kind, row.relative_path or str(row.hash), detail, fixed=fixed)
+        return size_bytes
+
+    def _problem_of(self, row: BlockRow) -> tuple[str, str] | None:
+        try:
+            self._read(row)
+        except DamageError as error:
+            return "damaged_block", str(error)
+        except OSError as error:
+            return "unreadable_block", str(error.strerror)
+        if not isinstance(row.token_ids, bytes) or len(row.token_ids) != 4 * row.num_tokens:
+            return "damaged_block", f"its row does not hold the ids of {row.num_tokens} tokens"
+        return None
+
+    def _read(self, row: BlockRow) -> None:
+        try:
+            self._tiers.disk.read(row)
+        except DamageError:
+            self._tiers.disk.read_alone(row)  # evicted or written again meanwhile is no problem
+
+    def _check_entries(self, *, fix: bool) -> None:
+        for entry_id in self._entries.damaged_ids():
+            fixed = fix and bool(self._entries.delete([entry_id]))
+            self._found("damaged_entry", entry_id, "checksum does not match", fixed=fixed)
+
+    def _check_strays(self, *, fix: bool) -> None:
+        folder = self._tiers.disk.folder
+        for path, kind in strays(folder, self._db, self._blocks, self._files):
+            fixed = False
+            if fix:
+                try:
+                    self._files.unlink(path)
+                    fixed = True
+                except OSError:
+                    fixed = False
+            detail = "left by an interrupted write" if kind == "leftover_temp" else "no row speaks for it"
+            self._found(kind, path.relative_to(folder).as_posix(), detail, fixed=fixed)

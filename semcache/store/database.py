@@ -1,0 +1,113 @@
+"""One SQLite connection behind one lock. Knows no table; `migrations.py` does."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+BUSY_TIMEOUT_S = 10.0
+CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+Params = Sequence[Any] | Mapping[str, Any]
+
+
+class Database:
+    """Reads and transactions for all threads; `lock` is re-entrant and also orders renames and unlinks with commits."""
+
+    def __init__(self, path: Path, *, durable: bool) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.is_corrupt = False
+        self.is_open = True
+        # SQLite gives the -wal and -shm files the mode of the database, so creating it 0600 makes all three private.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self.connection = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        self.connection.row_factory = sqlite3.Row
+        # A damaged text must reach its checksum instead of failing every query that meets it.
+        self.connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+        try:
+            self._configure(durable=durable)
+        except sqlite3.Error:
+            self.connection.close()
+            raise
+
+    def _configure(self, *, durable: bool) -> None:
+        for pragma in (
+            "journal_mode = WAL",
+            f"synchronous = {'FULL' if durable else 'NORMAL'}",
+            "foreign_keys = ON",
+            "secure_delete = ON",  # a forgotten prompt must not survive in a free page
+            "temp_store = MEMORY",
+            "cache_size = -16000",  # KiB
+        ):
+            self.connection.execute(f"PRAGMA {pragma}")
+
+    def rows(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
+        with self.lock, self._watching():
+            return self.connection.execute(sql, params).fetchall()
+
+    def row(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
+        with self.lock, self._watching():
+            found: sqlite3.Row | None = self.connection.execute(sql, params).fetchone()
+            return found
+
+    def number(self, sql: str, params: Params = ()) -> int:
+        """The single number that a query yields; NULL is 0."""
+        row = self.row(sql, params)
+        return int(row[0] or 0) if row is not None else 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; committed when the block ends, never nested."""
+        with self.lock, self._watching():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Remember that SQLite called the file corrupt, so that the next start looks at all of it."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self.is_corrupt = self.is_corrupt or is_corruption(error)
+            raise
+
+    def quick_check(self) -> str:
+        """`ok`, or what SQLite finds wrong with the file."""
+        try:
+            return "; ".join(str(row[0]) for row in self.rows("PRAGMA quick_check(10)"))
+        except sqlite3.Error as error:
+            return str(error)
+
+    def truncate_log(self) -> None:
+        """Move everything into the database file and empty the write-ahead log, so that deleted text is in neither."""
+        self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def require_open(self) -> None:
+        """Raise what SQLite raises after `close`: then the folder belongs to somebody else."""
+        if not self.is_open:
+            raise sqlite3.ProgrammingError("the store is closed")
+
+    def close(self) -> None:
+        with self.lock:
+            self.is_open = False
+            self.connection.close()
+
+
+def is_corruption(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF) in CORRUPT_CODES  # the low byte is the primary code

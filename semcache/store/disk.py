@@ -1,0 +1,119 @@
+"""The disk tier: one file and one row for each block.
+
+Order of writes: temporary file, rename, row. Order of deletes: row, commit, unlink. Rename and unlink happen under the
+database lock, so a block that is deleted and written again at the same time cannot lose its new file to the old unlink.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from semcache.store.blocks import BlockKey, BlockRow, Blocks, Owner, pack_tokens
+from semcache.store.database import Database
+from semcache.store.files import Files
+from semcache.store.incidents import Incidents
+from semcache.store.tensors import DamageError, Stored, checksum, decode, encode
+
+
+class DiskTier:
+    """Reads verify size, checksum and shape; writes either happen completely or leave nothing."""
+
+    def __init__(
+        self, folder: Path, db: Database, blocks: Blocks, files: Files, incidents: Incidents, *, durable: bool
+    ) -> None:
+        self.folder = folder
+        self._db = db
+        self._blocks = blocks
+        self._files = files
+        self._incidents = incidents
+        self._durable = durable
+
+    def read(self, row: BlockRow) -> Stored:
+        """The tensors of a row; DamageError when the file is not what the row says, OSError when it cannot be read."""
+        path = self.path_of(row)
+        try:
+            content = self._files.read(path)
+        except FileNotFoundError as error:
+            raise DamageError("its file is missing") from error
+        if len(content) != row.size_bytes:
+            raise DamageError(f"file has {len(content)} bytes, its row says {row.size_bytes}")
+        if checksum(content) != row.checksum:
+            raise DamageError("checksum does not match")
+        return decode(content, is_tail=row.kind == "tail", num_tokens=row.num_tokens)
+
+    def read_alone(self, row: BlockRow) -> Stored | None:
+        """Read while nobody writes or deletes; None when the row is gone, so that DamageError is really damage.
+
+        Without the lock a block can be evicted and written again between the look at its row and at its file.
+        """
+        with self._db.lock:
+            same = [now for now in self._blocks.by_hashes([row.hash]) if now.checksum == row.checksum]
+            return self.read(row) if same else None
+
+    def path_of(self, row: BlockRow) -> Path:
+        relative = row.relative_path
+        if relative is None:
+            raise DamageError("its row names no valid path")
+        return self.folder / relative
+
+    def write(
+        self,
+        key: BlockKey,
+        stored: Stored,
+        owner: Owner,
+        *,
+        now_s: float,
+        compute_ms: float,
+        published: Callable[[BlockRow, Stored], None],
+    ) -> BlockRow | None:
+        """Write and publish a block; None when the machine refuses, with nothing left behind.
+
+        `published` is called before anybody can delete the new row, with tensors that only it has.
+        """
+        content = encode(stored)
+        own = decode(content, is_tail=key.kind == "tail", num_tokens=len(key.token_ids))
+        row = BlockRow(
+            hash=key.hash, kind=key.kind, scope=owner.scope, model=owner.model, fingerprint=owner.fingerprint,
+            parent=key.parent, first_token=key.first_token, num_tokens=len(key.token_ids),
+            token_ids=pack_tokens(key.token_ids), size_bytes=len(content), checksum=checksum(content), user=owner.user,
+            created_at=now_s, last_used_at=now_s, compute_ms=compute_ms,
+        )  # fmt: skip
+        path = self.path_of(row)
+        try:
+            temp = self._files.write_temp(path, content, durable=self._durable)
+            with self._db.lock:
+                self._publish(temp, path, row)
+                published(row, own)
+        except (OSError, sqlite3.Error) as error:
+            self._incidents.failure("write_failures", f"block {key.hash[:12]}", error)
+            return None
+        return row
+
+    def _publish(self, temp: Path, path: Path, row: BlockRow) -> None:
+        try:
+            self._db.require_open()
+            self._files.publish(temp, path, durable=self._durable)
+        except BaseException:
+            self._files.discard_temp(temp)
+            raise
+        try:
+            with self._db.transaction() as connection:
+                self._blocks.insert(connection, row)
+        except BaseException:
+            self._files.unlink(path)  # no row speaks for it
+            raise
+
+    def delete(self, rows: Sequence[BlockRow]) -> list[BlockRow]:
+        """Delete rows and their files; a row that was replaced since it was read stays. Returns what was deleted."""
+        with self._db.lock:
+            with self._db.transaction() as connection:
+                deleted = self._blocks.delete(connection, rows)
+            for row in deleted:
+                try:
+                    self._files.unlink(self.path_of(row))
+                except (OSError, DamageError) as error:
+                    # The next start sweeps files without a row.
+                    self._incidents.failure("unlink_failures", f"block {str(row.hash)[:12]}", error)
+        return deleted

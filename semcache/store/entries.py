@@ -1,0 +1,257 @@
+"""Stored answers: one row each, verified by checksum on every read."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from semcache.errors import UsageError
+from semcache.store.database import Database, Params
+from semcache.store.incidents import Incidents
+
+# Embeddings read at once: about 6 MB, and other threads get the lock in between.
+PAGE_ROWS = 4096
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter that looks like a digit
+
+SORTS = {
+    "used": "last_used_at DESC, id DESC",
+    "created": "created_at DESC, id DESC",
+    "hits": "hits DESC, last_used_at DESC, id DESC",
+    "size": "size_bytes DESC, id DESC",
+}
+
+
+def new_entry_id(now_s: float) -> str:
+    """`e_` and 16 letters: 48 bits of milliseconds, so that ids sort by age, and 32 random bits."""
+    number = (int(now_s * 1000) & (1 << 48) - 1) << 32 | secrets.randbits(32)
+    return "e_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(75, -1, -5))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One answer and everything that decided it."""
+
+    id: str
+    scope: str
+    model: str
+    fingerprint: str
+    user: str
+    strategy: str
+    context_key: str
+    params_key: str
+    request_key: str
+    prompt: str  # last user message
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+    sampling: Mapping[str, Any]  # JSON-able
+    answer: str
+    answer_tokens: tuple[int, ...]
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    created_at: float
+    embedding: bytes | None = None  # float32, little endian; made by `pack_vector`
+    embedder: str | None = None
+    last_used_at: float = 0.0
+    expires_at: float | None = None
+    hits: int = 0
+    pinned: bool = False
+    compute_ms: float = 0.0  # what computing the answer cost
+
+    @property
+    def vector(self) -> np.ndarray | None:
+        """The embedding as numbers; None when there is none."""
+        if self.embedding is None:
+            return None
+        return np.frombuffer(self.embedding[: len(self.embedding) // 4 * 4], dtype="<f4")
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly what the row takes on disk."""
+        texts = (self.prompt, self.answer, *(content for _, content in self.messages))
+        return (
+            512
+            + sum(len(text.encode(errors="replace")) for text in texts)
+            + 4 * len(self.answer_tokens)
+            + len(self.embedding or b"")
+        )
+
+
+def pack_vector(vector: np.ndarray) -> bytes:
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+
+
+# Use moves these; everything else is covered by the checksum.
+_MUTABLE = frozenset({"last_used_at", "hits", "pinned"})
+_FIELDS = tuple(item.name for item in fields(Entry))
+_COLUMNS = (*_FIELDS, "size_bytes", "checksum")
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM entries"  # noqa: S608 - column names of our own dataclass
+_INSERT = f"INSERT INTO entries ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
+
+
+def row_checksum(row: Mapping[str, Any] | sqlite3.Row) -> str:
+    """xxh3-128 over every column that never changes, as stored, each with its type and length."""
+    digest = xxhash.xxh3_128()
+    for name in _FIELDS:
+        if name in _MUTABLE:
+            continue
+        value = row[name]
+        content = value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(f"{name}:{type(value).__name__}:{len(content)};".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _to_row(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(entry, name) for name in _FIELDS}
+    row["messages"] = json.dumps(entry.messages, ensure_ascii=False)
+    row["sampling"] = json.dumps(dict(entry.sampling), ensure_ascii=False, sort_keys=True)
+    row["answer_tokens"] = np.asarray(entry.answer_tokens, dtype="<i4").tobytes()
+    row["pinned"] = int(entry.pinned)
+    # SQLite gives REAL columns back as float; the checksum must see the same type before and after.
+    for name in ("created_at", "last_used_at", "expires_at", "compute_ms"):
+        row[name] = None if row[name] is None else float(row[name])
+    row["size_bytes"] = entry.size_bytes
+    row["checksum"] = row_checksum(row)
+    return row
+
+
+def _from_row(row: sqlite3.Row) -> Entry:
+    values: dict[str, Any] = {name: row[name] for name in _FIELDS}
+    values["messages"] = tuple((role, content) for role, content in json.loads(row["messages"]))
+    values["sampling"] = json.loads(row["sampling"])
+    values["answer_tokens"] = tuple(np.frombuffer(row["answer_tokens"], dtype="<i4").tolist())
+    values["pinned"] = bool(row["pinned"])
+    return Entry(**values)
+
+
+class Entries:
+    """The `entries` table. A damaged row is deleted, counted and absent."""
+
+    def __init__(self, db: Database, incidents: Incidents) -> None:
+        self._db = db
+        self._incidents = incidents
+
+    def select(
+        self, where: str, params: Params, now_s: float, *, order: str = SORTS["created"], limit: int = -1
+    ) -> list[Entry]:
+        """Verified, unexpired entries; `where` uses positional parameters."""
+        sql = f"{_SELECT} WHERE ({where}) AND (expires_at IS NULL OR expires_at > ?) ORDER BY {order} LIMIT ?"
+        rows = self._db.rows(sql, (*params, now_s, limit))
+        damaged = [row for row in rows if row["checksum"] != row_checksum(row)]
+        for row in damaged:
+            self._incidents.damage("damaged_entries", f"entry {row['id']}", "checksum does not match")
+        if damaged:
+            self._drop_damaged([row["id"] for row in damaged])
+        bad = {row["id"] for row in damaged}
+        return [_from_row(row) for row in rows if row["id"] not in bad]
+
+    def _drop_damaged(self, ids: Sequence[str]) -> None:
+        try:
+            self.delete(ids)
+        except sqlite3.Error as error:
+            self._incidents.failure("write_failures", f"deletion of {len(ids)} damaged entries", error)
+
+    def find_exact(self, scope: str, request_key: str, now_s: float) -> list[Entry]:
+        return self.select("scope = ? AND request_key = ?", (scope, request_key), now_s)
+
+    def by_ids(self, ids: Sequence[str], now_s: float) -> dict[str, Entry]:
+        where = "id IN (SELECT value FROM json_each(?))"
+        return {entry.id: entry for entry in self.select(where, (json.dumps(list(ids)),), now_s)}
+
+    def listing(
+        self, *, scopes: Sequence[str] | None, user: str | None, limit: int, sort: str, match: str | None, now_s: float
+    ) -> list[Entry]:
+        """For people: `match` is part of prompt or answer, or the start of an id."""
+        if sort not in SORTS:
+            raise UsageError(f"cannot sort entries by {sort!r}; use one of {', '.join(SORTS)}", param="sort")
+        where, params = where_owner(scopes=scopes, user=user, namespace=None)
+        if match is not None:
+            where += " AND (instr(lower(prompt), lower(?)) OR instr(lower(answer), lower(?)) OR substr(id, 1, ?) = ?)"
+            params = (*params, match, match, len(match), match)
+        return self.select(where, params, now_s, order=SORTS[sort], limit=limit)
+
+    def insert(self, entry: Entry) -> list[tuple[str, str]]:
+        """Add an entry in place of older answers to the same request; returns (scope, id) of what it replaced.
+
+        A finished answer replaces finished ones. A cut one replaces cut ones of its own length: a longer cut answer
+        may serve a request that a shorter one cannot.
+        """
+        row = _to_row(entry)
+        with self._db.transaction() as connection:
+            replaced = connection.execute(
+                "DELETE FROM entries WHERE id = :id OR (scope = :scope AND request_key = :request_key "
+                "AND (finish_reason = 'length') = (:finish_reason = 'length') "
+                "AND (finish_reason <> 'length' OR num_completion_tokens = :num_completion_tokens)) "
+                "RETURNING scope, id, pinned",
+                row,
+            ).fetchall()
+            row["pinned"] |= int(any(old["pinned"] for old in replaced))  # a refreshed answer stays pinned
+            connection.execute(_INSERT, row)
+        return [(old["scope"], old["id"]) for old in replaced]
+
+    def touch(self, entry_id: str, now_s: float) -> None:
+        with self._db.transaction() as connection:
+            connection.execute(
+                "UPDATE entries SET hits = hits + 1, last_used_at = max(last_used_at, ?) WHERE id = ?",
+                (now_s, entry_id),
+            )
+
+    def pin(self, entry_id: str, *, pinned: bool) -> bool:
+        with self._db.transaction() as connection:
+            cursor = connection.execute("UPDATE entries SET pinned = ? WHERE id = ?", (int(pinned), entry_id))
+            return cursor.rowcount > 0
+
+    def delete(self, ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Delete rows; returns (scope, id) of those that were there."""
+        with self._db.transaction() as connection:
+            sql = "DELETE FROM entries WHERE id IN (SELECT value FROM json_each(?)) RETURNING scope, id"
+            return [(row["scope"], row["id"]) for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()]
+
+    def ids(self, where: str, params: Params) -> list[str]:
+        return [row["id"] for row in self._db.rows(f"SELECT id FROM entries WHERE {where}", params)]  # noqa: S608
+
+    def damaged_ids(self) -> list[str]:
+        """Ids of rows that fail their checksum, without deleting anything; for `check`."""
+        return [row["id"] for row in self._db.rows(_SELECT) if row["checksum"] != row_checksum(row)]
+
+    def vectors(self, scope: str) -> Iterator[tuple[str, tuple[str, str, str, str], bytes]]:
+        """(id, (fingerprint, context_key, params_key, embedder), embedding) of a scope, for the index."""
+        sql = (
+            "SELECT id, fingerprint, context_key, params_key, embedder, embedding FROM entries "
+            "WHERE scope = ? AND id > ? AND embedding IS NOT NULL AND embedder IS NOT NULL ORDER BY id LIMIT ?"
+        )
+        after = ""
+        while page := self._db.rows(sql, (scope, after, PAGE_ROWS)):
+            after = page[-1]["id"]
+            for row in page:
+                yield (
+                    row["id"],
+                    (row["fingerprint"], row["context_key"], row["params_key"], row["embedder"]),
+                    row["embedding"],
+                )
+
+
+def where_owner(
+    *, scopes: Sequence[str] | None, user: str | None, namespace: str | None
+) -> tuple[str, tuple[Any, ...]]:
+    """A WHERE clause over `scope` and `user`; None leaves a dimension open. A scope ends in `#` and its namespace."""
+    clauses: list[str] = ["1"]
+    params: list[Any] = []
+    if scopes is not None:
+        clauses.append("scope IN (SELECT value FROM json_each(?))")
+        params.append(json.dumps(list(scopes)))
+    if user is not None:
+        clauses.append("user = ?")
+        params.append(user)
+    if namespace is not None:
+        clauses.append("substr(scope, -length(?)) = ?")
+        params += [f"#{namespace}", f"#{namespace}"]
+    return " AND ".join(clauses), tuple(params)

@@ -1,0 +1,97 @@
+"""Every file-system call that writes, in one place, so that a test can make each of them fail.
+
+A write is two steps: `write_temp` does the slow part without any lock, `publish` gives the file its name. A file that
+was never published is garbage by its suffix.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from pathlib import Path
+
+TEMP_SUFFIX = ".tmp"
+
+
+class Files:
+    """The real file system. Every method may raise OSError."""
+
+    def __init__(self) -> None:
+        self._serial = itertools.count()
+        self._open_temps: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def write_temp(self, path: Path, content: bytes | bytearray, *, durable: bool) -> Path:
+        """Write `content` beside `path` under a temporary name; removes it again when that fails."""
+        temp = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}{TEMP_SUFFIX}")
+        with self._lock:
+            self._open_temps.add(temp)
+        try:
+            try:
+                self._write(temp, content, durable=durable)
+            except FileNotFoundError:
+                _make_private(path.parent)
+                self._write(temp, content, durable=durable)
+        except BaseException:
+            self.discard_temp(temp)
+            raise
+        return temp
+
+    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            view = memoryview(content)
+            while view:  # one write() moves at most 2 GiB and may stop short when the disk is nearly full
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def publish(self, temp: Path, path: Path, *, durable: bool) -> None:
+        """Give a temporary file its final name, replacing what was there."""
+        os.replace(temp, path)
+        with self._lock:
+            self._open_temps.discard(temp)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def discard_temp(self, temp: Path) -> None:
+        """Remove a temporary file that will not be published; what cannot be removed is swept at the next start."""
+        with self._lock:
+            self._open_temps.discard(temp)
+        try:
+            os.unlink(temp)
+        except OSError:
+            return
+
+    def is_open_temp(self, path: Path) -> bool:
+        """Whether a write of this process is still busy with `path`, so that it is no leftover."""
+        with self._lock:
+            return path in self._open_temps
+
+    def read(self, path: Path) -> bytearray:
+        """The whole file, not mapped: a mapped file that is truncated later kills the process."""
+        with path.open("rb", buffering=0) as file:
+            content = bytearray(os.fstat(file.fileno()).st_size)
+            num_bytes = 0
+            with memoryview(content) as view:
+                while num_bytes < len(content) and (num_read := file.readinto(view[num_bytes:])):
+                    num_bytes += num_read
+        return content if num_bytes == len(content) else content[:num_bytes]
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; one that is already gone is fine."""
+        path.unlink(missing_ok=True)
+
+
+def _make_private(folder: Path) -> None:
+    """Create a folder and its parents, each 0700 (`mkdir(parents=True)` gives the mode to the last one only)."""
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)

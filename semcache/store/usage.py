@@ -1,0 +1,171 @@
+"""What each user asked and what it saved: one history row a request, and counters that outlive the history."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from semcache.store.database import Database
+
+# History is for people to look at; the counters keep the sums.
+MAX_HISTORY_ROWS = 10_000
+OUTCOMES = ("exact", "semantic", "draft", "prefix", "miss")
+
+
+@dataclass(frozen=True)
+class UsageRecord:
+    """One request that ended. `outcome` is None when it failed before the look-up."""
+
+    id: str
+    at: float  # seconds since the epoch
+    user: str
+    model: str
+    outcome: str | None
+    reason: str | None
+    strategy: str | None
+    scope: str | None
+    state: str
+    prompt: str
+    answer: str
+    receipt: Mapping[str, Any]  # JSON-able, the whole AskReceipt
+    error: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    saved_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One row of the request history."""
+
+    id: str
+    at: float
+    user: str
+    model: str
+    outcome: str | None
+    reason: str | None
+    strategy: str | None
+    scope: str | None
+    state: str
+    error: str | None
+    prompt: str
+    answer: str
+    receipt: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class UserUsage:
+    """Sums for one user since the data directory was made."""
+
+    user: str
+    requests: int = 0
+    errors: int = 0
+    exact: int = 0
+    semantic: int = 0
+    draft: int = 0
+    prefix: int = 0
+    miss: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    saved_ms: float = 0.0
+    first_seen: float | None = None
+    last_seen: float | None = None
+    disk_bytes: int = 0
+    ram_bytes: int = 0
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        return {outcome: getattr(self, outcome) for outcome in OUTCOMES}
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    total: UserUsage
+    users: tuple[UserUsage, ...]  # most requests first
+
+    @staticmethod
+    def empty() -> UsageReport:
+        return UsageReport(UserUsage(user=""), ())
+
+
+_HISTORY = tuple(item.name for item in fields(HistoryRow))
+_SUMS = (
+    "requests", "errors", *OUTCOMES, "prompt_tokens", "cached_tokens", "completion_tokens", "drafted_tokens",
+    "accepted_tokens", "saved_ms",
+)  # fmt: skip
+_INSERT_HISTORY = f"INSERT INTO requests ({', '.join(_HISTORY)}) VALUES ({', '.join(':' + name for name in _HISTORY)})"  # noqa: S608
+_ADD_USAGE = (
+    f"INSERT INTO usage (user, {', '.join(_SUMS)}, first_seen, last_seen) "  # noqa: S608 - our own column names
+    f"VALUES (:user, {', '.join(':' + name for name in _SUMS)}, :at, :at) ON CONFLICT (user) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
+    + ", first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)"
+)
+
+
+class UsageBook:
+    """The tables `requests` and `usage`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def record(self, record: UsageRecord) -> None:
+        """Add one request to the history and to its user's sums, both or neither."""
+        row: dict[str, Any] = {item.name: getattr(record, item.name) for item in fields(UsageRecord)}
+        row["receipt"] = json.dumps(dict(record.receipt))
+        for name in ("prompt", "answer", "error"):  # lone surrogates have no UTF-8; history may show a question mark
+            if row[name] is not None:
+                row[name] = row[name].encode(errors="replace").decode()
+        row |= {"requests": 1, "errors": int(record.error is not None)}
+        row |= {outcome: int(record.outcome == outcome) for outcome in OUTCOMES}
+        with self._db.transaction() as connection:
+            number = connection.execute(_INSERT_HISTORY, row).lastrowid or 0
+            connection.execute("DELETE FROM requests WHERE number <= ?", (number - MAX_HISTORY_ROWS,))
+            connection.execute(_ADD_USAGE, row)
+
+    def recent(self, limit: int, user: str | None = None) -> list[HistoryRow]:
+        """The newest requests first."""
+        sql = f"SELECT {', '.join(_HISTORY)} FROM requests WHERE ? IS NULL OR user = ? ORDER BY number DESC LIMIT ?"  # noqa: S608
+        return [_history(row) for row in self._db.rows(sql, (user, user, limit))]
+
+    def report(self, ram_bytes: Mapping[str, int]) -> UsageReport:
+        """Every user's sums, with what is stored for them now."""
+        stored = self._db.rows(
+            "SELECT user, sum(size_bytes) FROM (SELECT user, size_bytes FROM blocks UNION ALL "
+            "SELECT user, size_bytes FROM entries) GROUP BY user"
+        )
+        disk_bytes: dict[str, int] = {row[0]: row[1] for row in stored}
+        seen = {row["user"]: dict(row) for row in self._db.rows("SELECT * FROM usage")}
+        users = [
+            UserUsage(
+                **seen.get(user, {"user": user}), disk_bytes=disk_bytes.get(user, 0), ram_bytes=ram_bytes.get(user, 0)
+            )
+            for user in sorted({*seen, *disk_bytes})
+        ]
+        return UsageReport(_total(users), tuple(sorted(users, key=lambda usage: (-usage.requests, usage.user))))
+
+    def forget(self, connection: sqlite3.Connection, user: str) -> int:
+        """Delete a user's history and sums."""
+        num_rows = connection.execute("DELETE FROM requests WHERE user = ?", (user,)).rowcount
+        return num_rows + connection.execute("DELETE FROM usage WHERE user = ?", (user,)).rowcount
+
+
+def _history(row: sqlite3.Row) -> HistoryRow:
+    values: dict[str, Any] = {name: row[name] for name in _HISTORY}
+    values["receipt"] = json.loads(row["receipt"])
+    return HistoryRow(**values)
+
+
+def _total(users: list[UserUsage]) -> UserUsage:
+    sums = {name: sum(getattr(usage, name) for usage in users) for name in (*_SUMS, "disk_bytes", "ram_bytes")}
+    first = [usage.first_seen for usage in users if usage.first_seen is not None]
+    last = [usage.last_seen for usage in users if usage.last_seen is not None]
+    return UserUsage(user="", **sums, first_seen=min(first, default=None), last_seen=max(last, default=None))

@@ -1,0 +1,96 @@
+"""How an outcome, a state and a reason are shown: glyph, word, colour name, sentence.
+
+The glyph is the share of the work that was reused, so it reads without colour. Colour names are component classes of
+the screen (`app.tcss` gives them their theme colours).
+"""
+
+from __future__ import annotations
+
+from textual.content import Content
+
+from semcache.wire import AskReceipt
+
+GLYPHS = {"exact": "●", "semantic": "◕", "draft": "◑", "prefix": "◔", "miss": "○"}
+ANSWER_HITS = ("exact", "semantic")
+COMPUTE_HITS = ("exact", "semantic", "draft", "prefix")
+
+# Every colour name that the screens know.
+STYLES = {*GLYPHS, "running", "failed", "faint", "strong", "added", "removed"}
+
+STATES = ("lost", "queued", "matching", "waiting", "prefilling", "decoding", "finished", "failed", "cancelled")
+TERMINAL = ("finished", "failed", "cancelled")
+_STATE_GLYPHS = {"failed": "✗", "cancelled": "✗", "lost": "?"}
+
+_REASONS = {
+    "identical": "the identical request was answered before",
+    "in_flight": "the identical request was being computed; this one waited for its answer",
+    "similar": "a differently worded prompt is trusted to mean the same",
+    "empty": "nothing is stored in this scope yet",
+    "no_candidate": "no stored prompt is near this one",
+    "scope": "the nearest prompt belongs to a scope that this user may not read",
+    "disabled": "the request or the configuration switched this kind of reuse off",
+    "expired": "the stored entry is older than the time to live",
+    "unreadable": "the stored data could not be read, so it was computed again",
+    "params": "sampling parameters forbid replaying a stored answer",
+    "too_long": "the message is longer than the embedder's window",
+    "policy:threshold": "the nearest prompt is not similar enough",
+    "policy:number": "the prompts name different numbers",
+    "policy:negation": "one prompt negates what the other one asks",
+    "policy:entity": "the prompts name different things",
+    "policy:scale": "the prompts ask for opposite ends of a scale",
+    "policy:order": "the same words stand in another order",
+}
+
+
+def reason_words(reason: str) -> str:
+    """The reason as a sentence; an unknown code is shown as it is."""
+    if reason in _REASONS:
+        return _REASONS[reason]
+    return f"refused by the policy: {reason.removeprefix('policy:')}" if reason.startswith("policy:") else reason
+
+
+def state_of(receipt: AskReceipt) -> str:
+    return receipt.get("state", "finished")
+
+
+def is_running(receipt: AskReceipt) -> bool:
+    return state_of(receipt) not in (*TERMINAL, "lost")
+
+
+def word_of(receipt: AskReceipt) -> str:
+    """The outcome of a finished request, the state of any other."""
+    state = state_of(receipt)
+    return str(receipt["cache"]["outcome"]) if state == "finished" else state
+
+
+def outcome_badge(outcome: str) -> Content:
+    return Content.styled(f"{GLYPHS.get(outcome, '·')} {outcome}", f".{outcome}" if outcome in GLYPHS else "")
+
+
+def badge(receipt: AskReceipt) -> Content:
+    """Glyph and word; a running request shows how far it is."""
+    word = word_of(receipt)
+    if word in GLYPHS:
+        return outcome_badge(word)
+    style = ".running" if is_running(receipt) else ".failed"
+    return Content.styled(f"{_STATE_GLYPHS.get(word, '▸')} {word}", style)
+
+
+def why(receipt: AskReceipt) -> Content:
+    """What was reused, or why nothing was, in a few words."""
+    cache = receipt["cache"]
+    outcome, matched = word_of(receipt), " ".join((cache["matched_prompt"] or "").split())
+    if outcome == "failed":
+        return Content.styled(" ".join((receipt.get("error") or "failed").split()), ".failed")
+    if outcome not in GLYPHS:
+        return Content.styled(matched and f"near: {matched}", ".faint")
+    if outcome == "semantic":
+        return Content(matched)
+    if outcome == "draft":
+        return Content(f"{cache['draft_accepted']}/{cache['draft_tokens']} drafted from: {matched}")
+    if outcome == "prefix":
+        return Content(f"{cache['prefix_tokens']:,} prompt tokens restored")
+    if outcome == "exact":
+        return Content.styled("= in flight" if cache["reason"] == "in_flight" else "= identical", ".faint")
+    near = f" · near: {matched}" if matched else ""
+    return Content.styled(f"{cache['reason'].removeprefix('policy:').replace('_', ' ')}{near}", ".faint")

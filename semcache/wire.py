@@ -1,0 +1,228 @@
+"""What crosses HTTP, typed once for daemon, CLI, TUI and replay. Plain dictionaries: cheap to import.
+
+The daemon validates what it receives in `daemon/bodies.py`; this file only says what the shapes are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+PROTOCOL = 1
+ASK_SCHEMA = "semcache.ask/1"
+STATS_SCHEMA = "semcache.stats/1"
+STATUS_SCHEMA = "semcache.status/1"
+REPLAY_SCHEMA = "semcache.replay/1"
+
+OUTCOMES = ("exact", "semantic", "draft", "prefix", "miss")
+STRATEGIES = ("per_user", "global_user", "global_only", "no_cache")
+CACHE_MODES = ("auto", "lossless", "exact", "prefix", "off")
+
+
+class CacheReceipt(TypedDict):
+    """The `cache` object of a receipt. `scope` is `user` or `global`; unknown is None."""
+
+    outcome: str
+    reason: str
+    strategy: str
+    scope: str | None
+    score: float | None
+    entry: str | None
+    matched_prompt: str | None
+    entry_age_s: float | None
+    prefix_tokens: int
+    draft_tokens: int
+    draft_accepted: int
+    stored: bool
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Timing(TypedDict):
+    """Milliseconds; None where the request never came there."""
+
+    queue: float | None
+    embed: float | None
+    lookup: float | None
+    restore: float | None
+    prefill: float | None
+    ttft: float | None
+    second_token: float | None
+    decode: float | None
+    total: float | None
+
+
+class AskReceipt(TypedDict):
+    """`ask --json`, the `semcache` object of HTTP bodies, and a row of /v1/semcache/requests."""
+
+    schema: str
+    id: str
+    created: str  # ISO 8601, UTC
+    model: str
+    user: str
+    prompt: str
+    answer: str
+    finish_reason: str | None
+    cache: CacheReceipt
+    usage: Usage
+    timing_ms: Timing
+    state: NotRequired[str]  # only in /v1/semcache/requests: queued, matching, …, finished, failed, cancelled
+    error: NotRequired[str | None]
+
+
+class UserStats(TypedDict):
+    """One row of `stats`: counts since the data directory was made."""
+
+    user: str
+    requests: int
+    errors: int
+    outcomes: dict[str, int]
+    answer_hits: int
+    compute_hits: int
+    answer_share: float
+    compute_share: float
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    saved_ms: float
+    stored_bytes: dict[str, int]  # by tier: ram, disk
+    quota_bytes: int | None
+    wrong_hits: WrongHits
+
+
+class WrongHits(TypedDict):
+    """Estimate of wrong answers among semantic hits; rate and interval are None before the first audit."""
+
+    audits: int
+    wrong: int
+    rate: float | None
+    ci95: tuple[float, float] | None
+
+
+class Stats(TypedDict):
+    schema: str
+    total: UserStats
+    users: list[UserStats]
+
+
+class ModelStatus(TypedDict):
+    """`state` is unloaded, loading, ready or failed."""
+
+    name: str
+    state: str
+    stage: str | None
+    progress: float | None
+    error: str | None
+    architecture: str | None
+    parameters: int | None
+    device: str | None
+    dtype: str | None
+    context_tokens: int | None
+    slots: int | None
+    fingerprint: str | None
+    weights_bytes: int | None
+    kv_bytes_per_token: int | None
+    unloads_in_s: float | None
+
+
+class TierStatus(TypedDict):
+    used_bytes: int
+    limit_bytes: int
+    items: int
+
+
+class LatencyStatus(TypedDict):
+    """Over the newest requests of this process (at most 1,024); milliseconds."""
+
+    n: int
+    ttft_p50: float | None
+    ttft_p95: float | None
+    total_p50: float | None
+    total_p95: float | None
+
+
+class Status(TypedDict):
+    """/v1/semcache/status. Looking never wakes the model nor resets a timer."""
+
+    schema: str
+    version: str
+    protocol: int
+    pid: int
+    state: str  # starting, loading, ready, draining
+    uptime_s: float
+    autostarted: bool
+    socket: str
+    url: str | None
+    data_dir: str
+    model: ModelStatus
+    queue: dict[str, int]  # running, waiting
+    entries: int
+    blocks: int
+    tiers: dict[str, TierStatus]  # ram, disk
+    outcomes: dict[str, int]  # this process
+    latency: dict[str, LatencyStatus]  # by outcome and "all"
+    semantic: dict[str, Any]  # policy, threshold, embedder, state, reason
+    counters: dict[str, int]  # damaged_blocks, damaged_entries, evictions, …
+    warnings: list[str]
+
+
+class EntrySummary(TypedDict):
+    """One row of `cache ls`."""
+
+    id: str
+    user: str
+    scope: str
+    model: str
+    prompt: str
+    answer: str
+    created: str
+    last_used: str
+    hits: int
+    prompt_tokens: int
+    completion_tokens: int
+    size_bytes: int
+    pinned: bool
+
+
+class EntryDetail(EntrySummary):
+    messages: list[dict[str, str]]
+    sampling: dict[str, Any]
+    finish_reason: str
+    strategy: str
+    fingerprint: str
+    blocks: int
+    embedded: bool
+    expires: str | None
+
+
+class CheckReport(TypedDict):
+    """`cache check`: rows and files compared. `ok` is false when anything was found that `fix` did not repair."""
+
+    ok: bool
+    fixed: bool
+    entries: int
+    blocks: int
+    bytes: int
+    problems: list[dict[str, str]]  # kind, path or id, detail
+
+
+class ErrorBody(TypedDict):
+    """OpenAI's error object, inside {"error": …}."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+EventKind = Literal["request", "model", "cache"]

@@ -1,0 +1,72 @@
+"""The fingerprint changes with everything that changes the function; numerics with what changes the last bits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from semcache.daemon.engine.fingerprint import model_fingerprint, numerics
+from tests.daemon.engine.conftest import edit_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model_folder: Callable[[str], Path]) -> Path:
+    return shutil.copytree(model_folder("llama"), tmp_path / "copy")
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_copy_has_the_same_fingerprint(folder: Path, model_folder: Callable[[str], Path]) -> None:
+    (folder / "README.md").write_text("notes do not count")
+    assert model_fingerprint(folder) == model_fingerprint(model_folder("llama"))
+
+
+@pytest.mark.parametrize("place", ["header", "first page", "middle", "last byte"])
+def test_one_flipped_weight_byte_changes_it(folder: Path, place: str) -> None:
+    before, path = model_fingerprint(folder), folder / "model.safetensors"
+    size_bytes = path.stat().st_size
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    spread = size_bytes - header_bytes - 4096  # sampled pages are spread evenly behind the header
+    middle = header_bytes + spread * 32 // 63 + 10
+    offset = {"header": 20, "first page": header_bytes, "middle": middle, "last byte": size_bytes - 1}[place]
+    flip(path, offset)
+    assert model_fingerprint(folder) != before
+
+
+def test_a_changed_configuration_changes_it(folder: Path) -> None:
+    before = model_fingerprint(folder)
+    edit_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 12345.0})
+    assert model_fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_a_changed_tokenizer_or_template_changes_it(folder: Path, name: str) -> None:
+    before = model_fingerprint(folder)
+    (folder / name).write_text((folder / name).read_text() + " ")
+    changed = model_fingerprint(folder)
+    (folder / name).unlink()
+    assert len({before, changed, model_fingerprint(folder)}) == 3
+
+
+def test_a_renamed_or_added_weight_file_changes_it(folder: Path) -> None:
+    before = model_fingerprint(folder)
+    shutil.copy(folder / "model.safetensors", folder / "model-2.safetensors")
+    assert model_fingerprint(folder) != before
+
+
+def test_numerics_name_everything_that_rounds() -> None:
+    text = numerics("cpu", "bfloat16", 128)
+    assert f"cpu/{torch.backends.cpu.get_cpu_capability()}/threads{torch.get_num_threads()}" in text
+    assert f"torch{torch.__version__}" in text
+    assert "chunk128" in text
+    assert "semcache_slots1" in text
+    assert "bfloat16" in text
+    assert len({text, numerics("cpu", "float32", 128), numerics("cpu", "bfloat16", 64)}) == 3

@@ -1,0 +1,37 @@
+"""Where chunks begin and end, and what a chunk computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from semcache.daemon.engine.kv import SlotPool
+from semcache.daemon.engine.model import LoadedModel
+from semcache.daemon.engine.prefill import last_chunk_start, next_stop, prefill_chunk
+
+
+@pytest.mark.parametrize(
+    ("start", "num_tokens", "stop"), [(0, 40, 16), (16, 40, 32), (32, 40, 40), (0, 5, 5), (20, 40, 32), (16, 32, 32)]
+)
+def test_chunks_end_at_multiples_of_the_chunk(start: int, num_tokens: int, stop: int) -> None:
+    assert next_stop(start, num_tokens, 16) == stop
+
+
+@pytest.mark.parametrize(("num_tokens", "start"), [(1, 0), (16, 0), (17, 16), (32, 16), (33, 32)])
+def test_the_last_chunk_holds_the_last_token(num_tokens: int, start: int) -> None:
+    assert last_chunk_start(num_tokens, 16) == start
+
+
+def test_a_chunk_in_the_middle_computes_no_logits(loaded: Callable[..., LoadedModel]) -> None:
+    model, info = loaded().model, loaded().info
+    pool = SlotPool(info, 1)
+    with torch.inference_mode():
+        assert prefill_chunk(model, pool, 0, list(range(16)), 0, is_last=False) is None
+        logits = prefill_chunk(model, pool, 0, list(range(16, 20)), 16, is_last=True)
+        model.set_attn_implementation("sdpa")
+        stock = model(torch.arange(20)[None]).logits[0, -1]
+        model.set_attn_implementation("semcache_slots")
+    assert logits is not None
+    assert torch.allclose(logits, stock, atol=1e-4)

@@ -1,0 +1,178 @@
+"""The engine thread with a real tiny model: every request ends once, failures stay theirs, memory comes and goes."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from semcache.daemon.cache.admit import PromptKV
+from semcache.daemon.engine.engine import Engine
+from semcache.daemon.loop import EngineLoop, Progress
+from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
+from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
+from tests.daemon.engine.conftest import load, save_model
+
+TIMEOUT_S = 60
+
+
+class BrokenEngine(Engine):
+    """Fails in the decode step for as long as `broken` is set."""
+
+    broken = False
+
+    def decode(self, requests: Sequence[Request]) -> list[int]:
+        if self.broken:
+            raise RuntimeError("the card fell out")
+        return super().decode(requests)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def make_loop(folder: Path) -> Iterator[Callable[..., EngineLoop]]:
+    loops: list[EngineLoop] = []
+
+    def make(*, error: SemcacheError | None = None, num_slots: int = 2, keep_alive_s: float = 0) -> EngineLoop:
+        def load_engine(progress: Progress) -> Engine:
+            progress("weights", 0.5)
+            if error is not None:
+                raise error
+            return BrokenEngine(load(folder), num_slots=num_slots, prefill_chunk_tokens=16)
+
+        loop = EngineLoop(load_engine, keep_alive_s=keep_alive_s)
+        loops.append(loop)
+        loop.start()
+        return loop
+
+    yield make
+    for loop in loops:
+        loop.stop(TIMEOUT_S)
+
+
+class Asked:
+    """A request with its events and what was handed over."""
+
+    def __init__(self, prompt: str = "hello there", *, max_tokens: int = 8, user: str = "os:1") -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.handed: queue.SimpleQueue[PromptKV | None] = queue.SimpleQueue()
+        self.request = Request(
+            id=f"{prompt}-{id(self)}", user=user, model="m", messages=(Message("user", prompt),),
+            prompt_tokens=list(prompt.encode()), sampling=Sampling(max_tokens=max_tokens), options=CacheOptions(),
+            publish=self.events.put,
+        )  # fmt: skip
+
+    def submit(self, loop: EngineLoop) -> Asked:
+        loop.submit(self.request, lambda _request, kv: self.handed.put(kv))
+        return self
+
+    def end(self) -> End:
+        while True:
+            event = self.events.get(timeout=TIMEOUT_S)
+            if isinstance(event, End):
+                return event
+
+    def first_token(self) -> None:
+        while not isinstance(self.events.get(timeout=TIMEOUT_S), Token):
+            pass
+
+    def kv(self) -> PromptKV | None:
+        return self.handed.get(timeout=TIMEOUT_S)
+
+
+def test_more_requests_than_slots_all_finish_and_hand_their_prompt_over(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop()
+    asked = [Asked(f"prompt number {i}", user=f"os:1/{i % 3}").submit(loop) for i in range(7)]
+    assert [a.end().state for a in asked] == [RequestState.FINISHED] * 7
+    for a in asked:
+        kv = a.kv()
+        assert kv is not None
+        assert sum(span.num_tokens for span in kv.spans) == a.request.num_prompt_tokens
+        assert kv.logits.shape == (272,)
+    assert loop.num_running == loop.num_waiting == 0
+
+
+def test_the_same_prompt_gives_the_same_answer_in_any_company(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=4)
+    alone = Asked("in company").submit(loop)
+    alone.end()
+    crowd = [Asked(text).submit(loop) for text in ("in company", "another much longer prompt", "x")]
+    assert [a.end().state for a in crowd] == [RequestState.FINISHED] * 3
+    assert crowd[0].request.output_tokens == alone.request.output_tokens
+
+
+def test_cancel_ends_before_the_next_step_and_frees_the_slot(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=1)
+    endless = Asked(max_tokens=200).submit(loop)
+    waiting = Asked("next").submit(loop)
+    endless.first_token()
+    loop.cancel(endless.request)
+    assert endless.end().state in (RequestState.CANCELLED, RequestState.FINISHED)
+    assert waiting.end().state is RequestState.FINISHED
+
+
+def test_a_failing_step_ends_its_requests_and_no_others(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop()
+    Asked().submit(loop).end()
+    BrokenEngine.broken = True
+    try:
+        failed = Asked("fails").submit(loop)
+        end = failed.end()
+    finally:
+        BrokenEngine.broken = False
+    assert end.state is RequestState.FAILED
+    assert isinstance(end.error, EngineError)
+    assert "the card fell out" in end.error.message
+    assert failed.kv() is None
+    assert loop.num_failures == 1
+    assert loop.is_alive
+    assert Asked("works again").submit(loop).end().state is RequestState.FINISHED
+
+
+def test_a_model_that_cannot_load_fails_every_request_with_the_reason(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(error=ModelLoadError("no weights here"))
+    end = Asked().submit(loop).end()
+    assert end.state is RequestState.FAILED
+    assert end.error is not None
+    assert end.error.message == "no weights here"
+    assert loop.model.state == "failed"
+
+
+def test_an_idle_model_leaves_memory_and_comes_back(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(keep_alive_s=0.01)
+    first = Asked("again").submit(loop)
+    assert first.end().state is RequestState.FINISHED
+    unloaded = queue.SimpleQueue[str]()
+    loop._on_change = lambda: unloaded.put(loop.model.state)
+    while unloaded.get(timeout=TIMEOUT_S) != "unloaded":
+        pass
+    assert loop.served is not None  # enough stays to find stored answers
+    second = Asked("again").submit(loop)
+    assert second.end().state is RequestState.FINISHED
+    assert second.request.output_tokens == first.request.output_tokens
+
+
+def test_stop_ends_what_is_left(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=1)
+    asked = [Asked(f"p{i}", max_tokens=200).submit(loop) for i in range(3)]
+    asked[0].first_token()
+    loop.stop(TIMEOUT_S)
+    ends = [a.end() for a in asked]
+    assert all(end.state in (RequestState.FAILED, RequestState.FINISHED) for end in ends)
+    assert any(isinstance(end.error, UnavailableError) for end in ends)
+    assert not loop.is_alive
+
+
+def test_logits_are_ordinary_tensors(make_loop: Callable[..., EngineLoop]) -> None:
+    asked = Asked().submit(make_loop())
+    asked.end()
+    kv = asked.kv()
+    assert kv is not None
+    assert not kv.logits.is_inference()
+    assert torch.isfinite(kv.logits).all()

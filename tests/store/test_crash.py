@@ -1,0 +1,136 @@
+"""A killed writer leaves every committed row usable and nothing that lies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from semcache.store.files import Files
+from semcache.store.store import Store, StoreLimits
+
+from .samples import ALICE, NO_RAM, Clock, block_files, chain, entry, put_chain, same, span
+
+NUM_WRITES = 25
+
+
+def write_until_killed(data_dir: Path, first: int, acknowledge: int) -> None:
+    """What the child does; every number that it sends back was stored."""
+    store = Store.open(data_dir, StoreLimits(1 << 20, 60_000))
+    for number in range(first, first + 10**6):
+        for key in chain(3, start=1000 * number):
+            assert store.put_block(key, span(seed=key.first_token), ALICE)
+        assert store.put_entry(entry(number))
+        os.write(acknowledge, f"{number}\n".encode())
+
+
+def kill_a_writer(data_dir: Path, first: int) -> int:
+    """Fork a writer, kill it in the middle of its work, and return the last number that it acknowledged."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses no thread of ours; importing torch is slow
+        pid = os.fork()
+    if pid == 0:
+        try:
+            write_until_killed(data_dir, first, writer)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as lines:
+        numbers = [int(line) for line, _ in zip(lines, range(NUM_WRITES), strict=False)]
+        os.kill(pid, signal.SIGKILL)
+        numbers += [int(line) for line in lines if line.endswith("\n")]
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    return numbers[-1]
+
+
+def test_kill_nine_in_a_write_loop(data_dir: Path) -> None:
+    for round_ in range(3):
+        last = kill_a_writer(data_dir, 10_000 * round_)
+        store = Store.open(data_dir, NO_RAM)
+        try:
+            assert store.warnings == []
+            result = store.check()
+            assert result.problems == ()
+            assert len(block_files(data_dir)) == result.blocks > 0
+            assert store.find_exact(ALICE.scope, f"req{last}")
+            keys = chain(3, start=1000 * last)
+            loaded = store.load_prefix(keys)
+            assert len(loaded) == 3
+            assert all(same(item, span(seed=key.first_token)) for key, item in zip(keys, loaded, strict=True))
+            assert store.check(fix=True).ok
+            assert store.check().problems == ()
+        finally:
+            store.close()
+
+
+class Killed(BaseException):
+    """What the process would not live to see."""
+
+
+class DyingFiles(Files):
+    """The process dies at its n-th file operation, before or after it; from then on nothing is written."""
+
+    def __init__(self, at: int, *, after: bool) -> None:
+        super().__init__()
+        self.left = at
+        self.after = after
+
+    def _step(self, operation: Callable[[], None]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        if self.left > 0 or self.after:
+            operation()
+        if self.left == 0:
+            raise Killed
+
+    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+        whole = bytes(content)
+        self._step(lambda: super(DyingFiles, self)._write(path, whole, durable=durable))
+
+    def publish(self, temp: Path, path: Path, *, durable: bool) -> None:
+        self._step(lambda: super(DyingFiles, self).publish(temp, path, durable=durable))
+
+    def unlink(self, path: Path) -> None:
+        self._step(lambda: super(DyingFiles, self).unlink(path))
+
+    def discard_temp(self, temp: Path) -> None:
+        if self.left > 0:
+            super().discard_temp(temp)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", range(1, 17))
+def test_death_at_every_file_operation(data_dir: Path, clock: Clock, at: int, after: bool) -> None:
+    store = Store.open(data_dir, NO_RAM, clock=clock, files=DyingFiles(at, after=after))
+    done = []
+    try:
+        for number in range(4):
+            put_chain(store, chain(1, start=100 * number))
+            store.put_entry(entry(number))
+            done.append(number)
+        store._tiers.delete(store._blocks.all()[:3])
+        store.clear(user=ALICE.user)
+    except Killed:
+        pass
+    finally:
+        store._db.close()
+        store._folder.release(clean=False)
+    again = Store.open(data_dir, NO_RAM, clock=clock)
+    try:
+        result = again.check()
+        assert result.problems == ()
+        assert len(block_files(data_dir)) == result.blocks
+        if at <= 12:  # three operations a block (the first finds no folder): no deletion was reached
+            assert len(done) == (at - 1) // 3
+            for number in done:
+                assert len(again.load_prefix(chain(1, start=100 * number))) == 1
+                assert again.find_exact(ALICE.scope, f"req{number}")
+    finally:
+        again.close()

@@ -1,0 +1,71 @@
+"""Who leaves first, as pure choices."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semcache.store.evict import ANSWER_SHARE, Candidate, bytes_to_free, choose_answers, choose_blocks
+
+from .samples import FEW
+
+
+def test_a_chain_shrinks_from_its_end_even_when_the_parent_is_older() -> None:
+    candidates = [Candidate("root", None, 10), Candidate("mid", "root", 10), Candidate("leaf", "mid", 10)]
+    assert choose_blocks(candidates, 10) == ["leaf"]
+    assert choose_blocks(candidates, 11) == ["leaf", "mid"]
+    assert choose_blocks(candidates, 30) == ["leaf", "mid", "root"]
+
+
+def test_an_old_chain_goes_before_a_young_leaf() -> None:
+    candidates = [Candidate("a0", None, 1), Candidate("a1", "a0", 1), Candidate("b0", None, 1)]
+    assert choose_blocks(candidates, 2) == ["a1", "a0"]
+
+
+def test_a_parent_of_somebody_elses_block_goes_last() -> None:
+    candidates = [
+        Candidate("shared", None, 5),
+        Candidate("theirs", "shared", 5, is_mine=False),
+        Candidate("mine", None, 5),
+    ]
+    assert choose_blocks(candidates, 5) == ["mine"]
+    assert choose_blocks(candidates, 10) == ["mine", "shared"]
+
+
+def test_a_loop_of_parents_cannot_hang_or_stay_for_ever() -> None:
+    assert set(choose_blocks([Candidate("a", "b", 1), Candidate("b", "a", 1)], 2)) == {"a", "b"}
+
+
+@FEW
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), max_size=20), st.integers(0, 200))
+def test_enough_is_freed_and_no_child_loses_its_parent(raw: list[tuple[int, int]], free_bytes: int) -> None:
+    candidates = [
+        Candidate(str(number), str(parent) if parent < number else None, size)
+        for number, (parent, size) in enumerate(raw)
+    ]
+    victims = choose_blocks(candidates, free_bytes)
+    sizes = {c.hash: c.size_bytes for c in candidates}
+    assert len(set(victims)) == len(victims)
+    assert sum(sizes[v] for v in victims) >= min(free_bytes, sum(sizes.values()))
+    assert sum(sizes[v] for v in victims[:-1]) < max(free_bytes, 1)
+    left = set(sizes) - set(victims)
+    assert all(c.parent is None or c.parent in left for c in candidates if c.hash in left)
+
+
+def test_nothing_leaves_within_the_limit() -> None:
+    budget = bytes_to_free(100, 50, 50)
+    assert (budget.answer_bytes, budget.block_bytes) == (0, 0)
+
+
+@FEW
+@given(st.integers(0, 10_000), st.integers(0, 20_000), st.integers(0, 20_000))
+def test_over_the_limit_enough_leaves_and_answers_keep_their_share(limit: int, answers: int, blocks: int) -> None:
+    budget = bytes_to_free(limit, answers, blocks)
+    assert answers - budget.answer_bytes + max(0, blocks - budget.block_bytes) <= max(limit, 0)
+    if answers <= ANSWER_SHARE * limit:
+        assert budget.answer_bytes == 0
+
+
+def test_answers_leave_in_order_until_enough() -> None:
+    assert choose_answers([("a", 5), ("b", 5), ("c", 5)], 6) == ["a", "b"]
+    assert choose_answers([("a", 5)], 0) == []

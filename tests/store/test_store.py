@@ -1,0 +1,325 @@
+"""The front door: isolation, ownership, budgets, forgetting, and what survives a restart."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from semcache.errors import StoreError
+from semcache.store.blocks import Owner, block_chain
+from semcache.store.store import Store, StoreLimits
+from semcache.store.tensors import encode
+from semcache.store.vectors import Partition
+
+from .conftest import OpenStore
+from .samples import (
+    ALICE,
+    BLOCK_TOKENS,
+    BOB,
+    PLENTY,
+    Clock,
+    block_files,
+    chain,
+    entry,
+    put_chain,
+    span,
+    usage_record,
+    vector,
+)
+
+BLOCK_BYTES = len(encode(span()))
+
+
+def home_contains(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_another_scope_sees_neither_answers_nor_blocks(store: Store) -> None:
+    store.put_entry(entry(1))
+    put_chain(store, chain(2))
+    assert store.find_exact(BOB.scope, "req1") == []
+    assert store.nearest(BOB.scope, vector(1), 5, None) == []
+    assert store.list_entries(scopes=[BOB.scope]) == []
+    theirs = block_chain("cd" * 32, range(2 * BLOCK_TOKENS), BLOCK_TOKENS)
+    assert store.load_prefix(theirs) == []
+    assert store.missing(theirs) == theirs
+    assert store.clear(scopes=[BOB.scope]) == (0, 0)
+
+
+def test_neighbours_stay_within_their_partition(store: Store) -> None:
+    for number, changes in enumerate(({}, {"fingerprint": "fp2"}, {"context_key": "c2"}, {"params_key": "p2"})):
+        store.put_entry(entry(number, **changes))
+    here = Partition("fp1", "ctx", "par", "minilm")
+    assert [e.id for e, _ in store.nearest(ALICE.scope, vector(3), 9, here)] == [entry(0).id]
+    assert len(store.nearest(ALICE.scope, vector(3), 9, None)) == 4
+    best, score = store.nearest(ALICE.scope, vector(3), 1, None)[0]
+    assert best.id == entry(3).id
+    assert score == pytest.approx(1.0, abs=1e-6)
+    assert store.nearest(ALICE.scope, vector(3), 9, here._replace(embedder="other")) == []
+
+
+def test_deleted_entries_leave_the_index_and_k_are_still_found(store: Store) -> None:
+    for number in range(6):
+        store.put_entry(entry(number))
+    store._entries.delete([entry(0).id])  # behind the index's back, as a damaged row would be
+    found = store.nearest(ALICE.scope, vector(0), 5, None)
+    assert {e.id for e, _ in found} == {entry(number).id for number in range(1, 6)}
+    assert store.delete_entries([entry(1).id, "e_none"]) == 1
+    assert len(store.nearest(ALICE.scope, vector(0), 9, None)) == 4
+
+
+def test_everything_is_usable_after_a_restart(store: Store, open_store: OpenStore) -> None:
+    keys = chain(3)
+    put_chain(store, keys)
+    store.put_entry(entry(1))
+    store.record_request(usage_record(1))
+    again = open_store()
+    assert again.warnings == []
+    assert len(again.load_prefix(keys)) == 3
+    assert again.find_exact(ALICE.scope, "req1")[0].answer == entry(1).answer
+    assert again.nearest(ALICE.scope, vector(1), 1, None)[0][0].id == entry(1).id
+    assert again.recent_requests()[0].id == "req_1"
+    assert again.counters()["swept_files"] == 0
+
+
+def test_a_second_owner_is_told_who_the_first_is(store: Store, data_dir: Path) -> None:
+    code = (  # the lock alone: importing torch takes longer than the whole test
+        "import sys; from pathlib import Path; from semcache.store.datadir import DataDir\n"
+        "try: DataDir(Path(sys.argv[1]))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(data_dir)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("StoreError")
+    assert f"pid {os.getpid()}" in done.stdout
+    assert "semcache daemon stop" in done.stdout
+    with pytest.raises(StoreError, match="in use"):
+        Store.open(data_dir, PLENTY)
+
+
+def test_a_closed_store_answers_nothing_and_raises_nothing(store: Store, data_dir: Path) -> None:
+    keys = chain(1)
+    store.put_entry(entry(1))
+    store.close()
+    store.close()
+    assert store.load_prefix(keys) == []
+    assert store.missing(keys) == keys
+    assert not store.put_block(keys[0], span(), ALICE)
+    assert not store.put_entry(entry(2))
+    assert store.find_exact(ALICE.scope, "req1") == []
+    assert store.nearest(ALICE.scope, vector(1), 1, None) == []
+    assert store.list_entries() == []
+    assert store.usage().users == ()
+    assert store.tier_status()["disk"].items == 0
+    assert store.evict() == 0
+    store.record_request(usage_record())
+    assert block_files(data_dir) == []
+    with pytest.raises(StoreError):
+        store.clear()
+    with pytest.raises(StoreError):
+        store.check()
+
+
+@pytest.mark.parametrize("garbage", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_corrupt_database_is_put_aside_and_its_blocks_swept(
+    store: Store, open_store: OpenStore, data_dir: Path, garbage: bytes
+) -> None:
+    put_chain(store, chain(2))
+    store.close()
+    (data_dir / "semcache.db").write_bytes(garbage)
+    again = open_store()
+    (warning,) = again.warnings
+    (aside,) = data_dir.glob("semcache.db.corrupt-*")
+    assert aside.name in warning
+    assert aside.read_bytes() == garbage
+    assert block_files(data_dir) == []
+    assert again.put_entry(entry(1))
+    put_chain(again, chain(2))
+    assert again.check().ok
+
+
+def test_a_page_that_went_bad_is_found_at_the_next_start(store: Store, open_store: OpenStore, data_dir: Path) -> None:
+    for number in range(200):
+        store.put_entry(entry(number))
+    store.close()
+    path = data_dir / "semcache.db"
+    content = bytearray(path.read_bytes())
+    content[20 * 4096 : 24 * 4096] = b"\xa5" * (4 * 4096)
+    path.write_bytes(content)
+    again = open_store()
+    assert len(again.warnings) == 1
+    assert again.check().ok
+
+
+def test_a_database_of_a_newer_version_is_left_alone(store: Store, data_dir: Path) -> None:
+    store.close()
+    connection = sqlite3.connect(data_dir / "semcache.db")
+    connection.execute("INSERT INTO _sqlite_migrations (migration_set, name) VALUES ('semcache.store', '9999_later')")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match="newer semcache"):
+        Store.open(data_dir, PLENTY)
+    assert list(data_dir.glob("*corrupt*")) == []
+
+
+def test_leftovers_are_swept_at_open(store: Store, open_store: OpenStore, data_dir: Path) -> None:
+    keys = chain(2)
+    put_chain(store, keys)
+    store.close()
+    folder = block_files(data_dir)[0].parent
+    (folder / f"{'0' * 64}.safetensors.123-4.tmp").write_bytes(b"half")
+    (folder / f"{'0' * 64}.safetensors").write_bytes(b"never published")
+    again = open_store()
+    assert again.counters()["swept_files"] == 2
+    assert len(block_files(data_dir)) == 2
+    assert len(again.load_prefix(keys)) == 2
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo"])
+def test_the_disk_stays_within_its_bytes_and_chains_shrink_from_the_end(
+    open_store: OpenStore, data_dir: Path, clock: Clock, eviction: str
+) -> None:
+    limit = 9 * BLOCK_BYTES
+    store = open_store(StoreLimits(1 << 20, limit, eviction=eviction))
+    old, young = chain(6), chain(6, start=1000)
+    for keys in (old, young):
+        for key in keys:
+            clock.now_s += 1
+            assert store.put_block(key, span(), ALICE)
+            assert store.tier_status()["disk"].used_bytes <= limit
+    assert sum(path.stat().st_size for path in block_files(data_dir)) == store.tier_status()["disk"].used_bytes
+    kept_old, kept_young = len(store.load_prefix(old)), len(store.load_prefix(young))
+    assert kept_old + kept_young == store.tier_status()["disk"].items  # no block without its parent
+    assert kept_old < 6 or kept_young < 6
+    assert store.counters()["evicted_blocks"] == 12 - kept_old - kept_young > 0
+    if eviction != "lfu":
+        assert kept_young == 6
+    assert store.check().problems == ()
+
+
+def test_lru_keeps_the_chain_that_is_used(open_store: OpenStore, clock: Clock) -> None:
+    store = open_store(StoreLimits(1 << 20, 10 * BLOCK_BYTES))
+    first, second, third = chain(4), chain(4, start=1000), chain(4, start=2000)
+    for keys in (first, second):
+        clock.now_s += 1
+        put_chain(store, keys)
+    clock.now_s += 1
+    store.load_prefix(first)
+    clock.now_s += 1
+    put_chain(store, third)
+    assert len(store.load_prefix(first)) == 4
+    assert len(store.load_prefix(second)) < 4
+
+
+def test_answers_are_evicted_only_beyond_their_share_and_never_when_pinned(open_store: OpenStore) -> None:
+    store = open_store(StoreLimits(0, 20_000))
+    for number in range(40):
+        store.put_entry(entry(number, pinned=number == 0))
+    left = {e.id for e in store.list_entries(limit=100)}
+    assert entry(0).id in left
+    assert entry(39).id in left
+    assert entry(1).id not in left
+    assert store.counters()["evicted_entries"] == 40 - len(left)
+    assert store.tier_status()["disk"].used_bytes <= 20_000
+    put_chain(store, chain(30))
+    assert store.tier_status()["disk"].used_bytes <= 20_000
+    assert store.get_entry(entry(0).id) is not None
+
+
+def test_a_quota_costs_only_its_own_user(open_store: OpenStore, clock: Clock) -> None:
+    store = open_store(StoreLimits(1 << 20, 1 << 20, user_quota_bytes=6 * BLOCK_BYTES))
+    theirs = chain(3, start=5000)
+    put_chain(store, theirs, BOB)
+    for number in range(10):
+        clock.now_s += 1
+        put_chain(store, chain(1, start=100 * number))
+    used = {user.user: user.disk_bytes for user in store.usage().users}
+    assert 0 < used[ALICE.user] <= 6 * BLOCK_BYTES
+    assert len(store.load_prefix(theirs)) == 3
+    assert len(store.load_prefix(chain(1, start=900))) == 1
+    assert store.load_prefix(chain(1)) == []
+
+
+def test_clear_by_scope_user_and_namespace(store: Store) -> None:
+    run = Owner(ALICE.scope + "#run1", ALICE.user, "mini", "fp1")
+    put_chain(store, chain(2))
+    put_chain(store, chain(2, start=100), BOB)
+    put_chain(store, chain(2, start=200), run)
+    store.put_entry(entry(1))
+    store.put_entry(entry(2, scope=BOB.scope, user=BOB.user))
+    store.put_entry(entry(3, scope=run.scope, pinned=True))
+    assert store.clear(namespace="run") == (0, 0)
+    assert store.clear(namespace="run1", user=BOB.user) == (0, 0)
+    assert store.clear(namespace="run1") == (1, 2)
+    assert store.clear(scopes=[BOB.scope]) == (1, 2)
+    assert [e.id for e in store.list_entries()] == [entry(1).id]
+    assert store.nearest(run.scope, vector(3), 5, None) == []
+    assert store.clear() == (1, 2)
+
+
+def test_forgetting_a_user_leaves_no_trace_on_disk(store: Store, data_dir: Path) -> None:
+    secret, kept = "PLANTED-SECRET-7391", "ANOTHER-USERS-TEXT"
+    (data_dir / "semcache.db.corrupt-20260101-000000").write_text(secret)
+    for number in range(30):  # enough rows to span pages
+        store.put_entry(entry(number, prompt=f"{secret} {number}", answer=secret * 50, messages=(("user", secret),)))
+    store.put_entry(entry(99, user=BOB.user, scope=BOB.scope, prompt=kept))
+    store.record_request(usage_record(1, prompt=secret, answer=secret, receipt={"prompt": secret}))
+    store.record_request(usage_record(2, user=BOB.user, prompt=kept))
+    put_chain(store, chain(2))
+    assert home_contains(data_dir, secret)
+    assert store.forget_user(ALICE.user) == (30, 2)
+    assert home_contains(data_dir, secret) == []
+    assert home_contains(data_dir, ALICE.user) == []
+    assert home_contains(data_dir, kept)
+    assert [row.user for row in store.recent_requests()] == [BOB.user]
+    assert [user.user for user in store.usage().users] == [BOB.user]
+    store.close()
+    assert home_contains(data_dir, secret) == []
+
+
+def test_a_deleted_answer_is_gone_from_the_file_too(store: Store, data_dir: Path) -> None:
+    store.put_entry(entry(1, answer="PLANTED-SECRET-7391"))
+    store.delete_entries([entry(1).id])
+    assert home_contains(data_dir, "PLANTED-SECRET-7391") == []
+
+
+def test_many_threads_on_one_prefix_while_it_is_evicted(open_store: OpenStore) -> None:
+    store = open_store(StoreLimits(ram_bytes=2_000, disk_bytes=12 * BLOCK_BYTES))
+    chains = [chain(4, start=1000 * number) for number in range(4)]
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(12):
+                keys = chains[(number + turn) % len(chains)]
+                for at, key in enumerate(keys):
+                    store.put_block(key, span(seed=at), ALICE)
+                for at, item in enumerate(store.load_prefix(keys)):
+                    assert item.keys.equal(span(seed=at).keys)
+                store.put_entry(entry(100 * number + turn, request_key=f"r{turn}"))
+                store.nearest(ALICE.scope, vector(number), 3, None)
+                if turn % 5 == number % 5:
+                    store.clear(user="nobody")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    counters = store.counters()
+    assert (counters["damaged_blocks"], counters["write_failures"], counters["read_failures"]) == (0, 0, 0)
+    assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("value", ["newest", ""])
+def test_an_unknown_eviction_order_is_refused(data_dir: Path, value: str) -> None:
+    with pytest.raises(StoreError, match="lru, lfu, fifo"):
+        Store.open(data_dir, StoreLimits(1, 1, eviction=value))

@@ -1,0 +1,117 @@
+"""Exact neighbours, with ties that ids decide."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semcache.store.vectors import Partition, VectorIndex, unit
+
+from .samples import FEW, vector
+
+P, Q = Partition("fp", "c", "p", "m"), Partition("fp", "other", "p", "m")
+
+
+def index() -> VectorIndex:
+    return VectorIndex(lambda scope: [])
+
+
+def brute(
+    rows: dict[str, tuple[Partition, np.ndarray]], query: np.ndarray, k: int, part: Partition | None
+) -> list[str]:
+    q = unit(query)
+    assert q is not None
+    scored = [(-float(unit(v) @ q), name) for name, (p, v) in rows.items() if part in (None, p)]
+    return [name for _, name in sorted(scored)[:k]]
+
+
+@FEW
+@given(st.lists(st.tuples(st.sampled_from("ar"), st.integers(0, 30), st.booleans()), max_size=120), st.integers(0, 9))
+def test_agrees_with_a_dictionary_after_any_adds_and_removes(steps: list[tuple[str, int, bool]], seed: int) -> None:
+    ours, oracle = index(), {}
+    for action, number, first in steps:
+        name, partition = f"e{number:02d}", P if first else Q
+        if action == "a":
+            assert ours.add("s", name, partition, vector(number))
+            oracle[name] = (partition, vector(number))
+        else:
+            ours.remove("s", name)
+            oracle.pop(name, None)
+    for part in (None, P, Q):
+        for k in (1, 3, 100):
+            assert [name for name, _ in ours.nearest("s", vector(100 + seed), k, part)] == brute(
+                oracle, vector(100 + seed), k, part
+            )
+
+
+def test_equal_scores_are_ordered_by_id_also_at_the_cut() -> None:
+    ours = index()
+    for number in (7, 3, 9, 1, 5, 0):
+        ours.add("s", f"e{number}", P, np.array([1.0, 0.0]))
+    assert [name for name, _ in ours.nearest("s", np.array([2.0, 0.0]), 3, P)] == ["e0", "e1", "e3"]
+
+
+def test_grows_past_its_first_rows() -> None:
+    ours = index()
+    for number in range(300):
+        ours.add("s", f"e{number:03d}", P, vector(number))
+    name, score = ours.nearest("s", vector(250), 1, P)[0]
+    assert (name, round(score, 5)) == ("e250", 1.0)
+
+
+def test_scopes_and_embedders_never_meet() -> None:
+    ours = index()
+    ours.add("alice", "a", P, vector(1))
+    ours.add("alice", "b", Partition("fp", "c", "p", "other"), vector(1))
+    assert ours.nearest("bob", vector(1), 5, None) == []
+    assert [name for name, _ in ours.nearest("alice", vector(1), 5, P)] == ["a"]
+    assert [name for name, _ in ours.nearest("alice", vector(1), 5, None, "other")] == ["b"]
+    assert [name for name, _ in ours.nearest("alice", vector(1), 5, None)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        np.array([np.nan, 1.0]),
+        np.array([np.inf, 1.0]),
+        np.zeros(2),
+        np.empty(0),
+        np.ones((2, 2)),
+        np.ones(3),
+        np.ones(9000),
+    ],
+)
+def test_a_vector_without_direction_or_of_another_width_is_refused(poison: np.ndarray) -> None:
+    ours = index()
+    assert ours.add("s", "good", P, np.array([1.0, 0.0]))
+    assert not ours.add("s", "bad", P, poison)
+    assert [name for name, _ in ours.nearest("s", np.array([1.0, 0.0]), 5, None)] == ["good"]
+    assert ours.nearest("s", poison, 5, P) == []
+
+
+def test_huge_and_tiny_vectors_still_have_a_direction() -> None:
+    ours = index()
+    ours.add("s", "huge", P, np.array([3e38, 3e38], dtype=np.float32))
+    ours.add("s", "tiny", P, np.array([1e-30, -1e-30], dtype=np.float32))
+    assert [round(score, 5) for _, score in ours.nearest("s", np.array([1.0, 1.0]), 2, P)] == [1.0, 0.0]
+
+
+def test_a_scope_is_loaded_once_and_damaged_rows_are_left_out() -> None:
+    calls = []
+
+    def load(scope: str) -> list[tuple[str, tuple[str, str, str, str], bytes]]:
+        calls.append(scope)
+        blob = np.array([1.0, 0.0], dtype="<f4").tobytes()
+        return [
+            ("ok", tuple(P), blob),
+            ("odd", tuple(P), b"abc"),
+            ("text", tuple(P), "abc"),
+            ("nan", tuple(P), b"\xff" * 8),
+        ]
+
+    ours = VectorIndex(load)
+    for _ in range(2):
+        assert [name for name, _ in ours.nearest("s", np.array([1.0, 0.0]), 5, P)] == ["ok"]
+    assert calls == ["s"]

@@ -1,0 +1,1 @@
+"""Hand-written material of the trivia data set: facts, wordings, near misses."""
