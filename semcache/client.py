@@ -146,11 +146,9 @@ class Client:
         answer = await self._json("DELETE", f"/v1/semcache/entries/{quote(entry_id, safe='')}")
         return int(answer["removed"])
 
-    async def clear(
-        self, *, namespace: str | None = None, user: str | None = None, everything: bool = False
-    ) -> dict[str, int]:
+    async def clear(self, *, namespace: str | None = None, user: str | None = None) -> dict[str, int]:
         """Remove what the caller owns, or the part named; how many `entries` and `blocks` went."""
-        body = {"namespace": namespace, "user": user, "all": everything or None}
+        body = {"namespace": namespace, "user": user}
         named = {name: value for name, value in body.items() if value is not None}
         return cast("dict[str, int]", await self._json("POST", "/v1/semcache/clear", body=named))
 

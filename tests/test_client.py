@@ -76,13 +76,13 @@ async def test_every_read(client: Client, daemon: FakeDaemon) -> None:
 async def test_every_write(client: Client, daemon: FakeDaemon) -> None:
     daemon.replies["/v1/semcache/entries/e/2%3F"] = {"removed": 1}  # the cardboard daemon decodes just the slash
     assert await client.delete_entry("e/2?") == 1
-    assert await client.clear(user="bob", everything=True) == {"entries": 5, "blocks": 9}
+    assert await client.clear(user="bob") == {"entries": 5, "blocks": 9}
     assert (await client.check(fix=True))["ok"]
     assert await client.load_model() == MODEL
     assert (await client.unload_model())["state"] == "unloaded"
     await client.shutdown(3)
     bodies = {path: body for _method, path, body in daemon.seen}
-    assert bodies["/v1/semcache/clear"] == {"user": "bob", "all": True}
+    assert bodies["/v1/semcache/clear"] == {"user": "bob"}
     assert bodies["/v1/semcache/check"] == {"fix": True}
     assert bodies["/v1/semcache/shutdown"] == {"timeout_s": 3}
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train `mini`, the built-in demonstration model, from the bundled datasets alone.
 
-    python tools/train_mini.py                        # train and write semcache/assets/mini
-    python tools/train_mini.py --quick --out /tmp/m   # a smoke run of seconds; the result knows nothing
-    python tools/train_mini.py --evaluate DIR --json  # the accuracy table of a folder
+python tools/train_mini.py                        # train and write semcache/assets/mini
+python tools/train_mini.py --quick --out /tmp/m   # a smoke run of seconds; the result knows nothing
+python tools/train_mini.py --evaluate DIR --json  # the accuracy table of a folder
 """
 
 import argparse

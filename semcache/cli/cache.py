@@ -131,7 +131,6 @@ def clear(
     options: Options,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Only this sub-user.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Only this namespace.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Everything of everybody.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> int:
     """Remove everything you stored, or the part named."""
@@ -139,10 +138,7 @@ def clear(
 
     from semcache.cli.connect import connected
 
-    if everything and (user or namespace):
-        raise errors.UsageError("--all removes everything; leave out --user and --namespace")
     what = f"what {user} stored" if user else f"namespace {namespace}" if namespace else "everything you stored"
-    what = "everything that everybody stored" if everything else what
     if not yes:
         if options.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise errors.UsageError(f"this would remove {what}; add --yes to do it without a question", param="yes")
@@ -150,7 +146,7 @@ def clear(
 
     async def remove() -> dict[str, int]:
         async with connected(options) as client:
-            return await client.clear(namespace=namespace, user=user, everything=everything)
+            return await client.clear(namespace=namespace, user=user)
 
     removed = asyncio.run(remove())
     if options.json:

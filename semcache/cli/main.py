@@ -23,6 +23,7 @@ EXIT_CODES: tuple[tuple[type[errors.SemcacheError], int], ...] = (
     (errors.UsageError, 2),
     (errors.ForbiddenError, 2),
     (errors.DaemonUnreachableError, 3),
+    (errors.StoreError, 3),
     (errors.RequestTimeoutError, 4),
     (errors.CachedOnlyMissError, 5),
     (errors.GateFailedError, 6),

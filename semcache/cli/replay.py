@@ -137,11 +137,17 @@ async def _run(options: Options, wanted: ReplayOptions, dataset: Dataset, path: 
 async def _send(
     options: Options, wanted: ReplayOptions, dataset: Dataset, path: Path, sender: Sender, *, plain: bool
 ) -> Result:
+    import asyncio
+    import signal
     from contextlib import closing
 
     from semcache.replay.progress import Progress
     from semcache.replay.replay import Replay, begin
 
+    task = asyncio.current_task()
+    assert task is not None
+    # Ended by `timeout` or a job scheduler, it saves and removes its namespace as after Ctrl-C.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     server = await sender.describe()
     with closing(begin(wanted, dataset, path, server)) as run_dir:
         progress = Progress(quiet=options.quiet, plain=plain)

@@ -70,6 +70,7 @@ def main() -> int:
         check_socket_path(paths.socket)
         make_private_dir(paths.runtime_dir)
         with _only_daemon(paths):
+            ready.say("starting", stage="loading libraries")
             return asyncio.run(_serve(config, paths, ready, autostarted=args.autostarted))
     except SemcacheError as error:
         log.error("%s", error.message)

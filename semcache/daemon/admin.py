@@ -19,6 +19,7 @@ from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.overview import Overview
+from semcache.daemon.service import Service
 from semcache.errors import UnavailableError, UsageError
 
 
@@ -28,6 +29,7 @@ def routes(
     library: Library,
     journal: Journal,
     engine: EngineLoop,
+    service: Service,
     pool: Executor,
     shut_down: Callable[[float], None],
 ) -> APIRouter:
@@ -93,12 +95,14 @@ def routes(
         body = bodies.parse(bodies.ClearBody, await http.body())
         caller = principal(http.scope["state"])
         whose = canonical_user(caller, body.user) if body.user is not None else None
+        await service.settled()  # what was answered before this call is removed too
         num_entries, num_blocks = await in_pool(library.clear, caller, whose, body.namespace)
         return {"entries": num_entries, "blocks": num_blocks}
 
     @router.post("/v1/semcache/check", response_model=None)
     async def check(http: Request) -> wire.CheckReport:
         body = bodies.parse(bodies.CheckBody, await http.body())
+        await service.settled()
         return await in_pool(library.check, body.fix)  # type: ignore[no-any-return]
 
     @router.get("/v1/semcache/models", response_model=None)

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from semcache import wire
 from semcache.config import Config
+from semcache.daemon.live import Ask
 from semcache.daemon.request import CacheMode, CacheOptions, Message, Sampling
-from semcache.daemon.service import Ask
 from semcache.errors import UnsupportedError, UsageError
 
 # Fields of OpenAI's API that change nothing here, so ignoring them is honest.
@@ -130,7 +130,6 @@ class GenerateBody(_Strict):
 class ClearBody(_Strict):
     namespace: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     user: str | None = None
-    all: bool = False
 
 
 class CheckBody(_Strict):

@@ -83,8 +83,14 @@ def build(
             openai.routes(config=config, service=service, engine=engine),
             generate.routes(config=config, service=service),
             admin.routes(
-                overview=overview, library=library, journal=journal, engine=engine, pool=pool, shut_down=shut_down
-            ),
+                overview=overview,
+                library=library,
+                journal=journal,
+                engine=engine,
+                service=service,
+                pool=pool,
+                shut_down=shut_down,
+            ),  # fmt: skip
         ]
     )
     return Daemon(app, store, engine, service, journal, overview, embedder, pool)

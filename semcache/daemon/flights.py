@@ -18,6 +18,7 @@ class Flight:
 
     def __init__(self) -> None:
         self._landed: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+        self.is_computing = False  # the engine has it, and will say when it is done
 
     def land(self, answer: Entry | None) -> None:
         if not self._landed.done():

@@ -13,10 +13,11 @@ from semcache.config import Config
 from semcache.daemon import bodies
 from semcache.daemon.auth import canonical_user, principal
 from semcache.daemon.http import cache_headers, error_body, gather, head, sse, until_done_or_gone
+from semcache.daemon.live import Live
 from semcache.daemon.receipts import ask_receipt
 from semcache.daemon.request import End, RequestState, Token
 from semcache.daemon.request import Request as Asked
-from semcache.daemon.service import Live, Service
+from semcache.daemon.service import Service
 from semcache.errors import UsageError
 
 

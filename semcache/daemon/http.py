@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi.sse import format_sse_event
 
+from semcache.daemon.live import Live
 from semcache.daemon.request import End, Request, RequestState
-from semcache.daemon.service import Live, Service
+from semcache.daemon.service import Service
 from semcache.errors import (
     AuthError,
     BusyError,

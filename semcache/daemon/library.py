@@ -124,7 +124,7 @@ def _summary(entry: Entry) -> wire.EntrySummary:
     return {
         "id": entry.id,
         "user": entry.user,
-        "scope": entry.scope,
+        "scope": entry.scope.split(":", 1)[0].split("#", 1)[0],  # the kind; the rest is the owner's name
         "model": entry.model,
         "prompt": entry.prompt,
         "answer": entry.answer,

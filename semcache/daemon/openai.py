@@ -20,11 +20,12 @@ from semcache.daemon.http import (
     sse,
     until_done_or_gone,
 )
+from semcache.daemon.live import Live
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.receipts import ask_receipt, cache_receipt, usage
 from semcache.daemon.request import End, Matched, RequestState, Token
 from semcache.daemon.request import Request as Asked
-from semcache.daemon.service import Live, Service
+from semcache.daemon.service import Service
 from semcache.errors import NotFoundError
 
 

@@ -10,29 +10,26 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from semcache.config import Config
 from semcache.daemon.cache.admit import Admission, PromptKV, may_store, wants_storing
-from semcache.daemon.cache.identity import fits
+from semcache.daemon.cache.identity import fits, identify
 from semcache.daemon.cache.lookup import Lookup, Match, ModelKey
 from semcache.daemon.cache.strategy import Access, access
 from semcache.daemon.flights import Flight, Flights
 from semcache.daemon.journal import Journal
+from semcache.daemon.live import Ask, Live
 from semcache.daemon.loop import EngineLoop, Served
 from semcache.daemon.request import (
-    CacheOptions,
     End,
     Event,
     Matched,
-    Message,
     Outcome,
     Receipt,
     Request,
     RequestState,
-    Sampling,
 )
 from semcache.errors import (
     BusyError,
@@ -48,50 +45,6 @@ from semcache.errors import (
 from semcache.store.entries import Entry
 
 log = logging.getLogger("semcache.service")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A validated request body, before anything is looked at."""
-
-    user: str
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    options: CacheOptions
-    model: str | None = None
-    template_options: tuple[tuple[str, str], ...] = ()
-    raw_prompt: bool = False  # the text itself, without a chat template
-
-
-class Live:
-    """A request under way and the events it has published and nobody has read yet."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._head = asyncio.Event()
-        self.request: Request
-        self.task: asyncio.Task[None]
-
-    def publish(self, event: Event) -> None:
-        """From any thread; keeps the order."""
-        self._loop.call_soon_threadsafe(self._arrive, event)
-
-    def _arrive(self, event: Event) -> None:
-        self._events.put_nowait(event)
-        self._head.set()
-
-    async def head(self) -> None:
-        """Wait for the first event: the look-up's result, or an early end."""
-        await self._head.wait()
-
-    async def events(self) -> AsyncIterator[Event]:
-        """Every event up to and including the End."""
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, End):
-                return
 
 
 class Service:
@@ -184,6 +137,10 @@ class Service:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=5)
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until everything that ended before now is written."""
         while self._aftermath:
             await asyncio.wait(set(self._aftermath))
 
@@ -220,50 +177,57 @@ class Service:
 
     async def _answer(self, request: Request, model: ModelKey, granted: Access) -> None:
         request.state = RequestState.MATCHING
-        find = asyncio.get_running_loop().run_in_executor(self._pool, self._lookup.find, request, granted, model)
-        match = await find
-        shareable = self._lookup.may_replay(request) and request.options.mode.allows_exact and bool(granted.read)
-        while match.answer is None and shareable and not request.options.refresh:
-            # Nothing awaits between this check and taking off, so two leaders cannot start.
-            leader = self._flights.leader_of([s.name for s in granted.read], match.identity.request_key)
-            if leader is None:
-                break
-            entry = await leader.wait()
-            if entry is not None and fits(
-                request.sampling, finish_reason=entry.finish_reason, num_completion_tokens=entry.num_completion_tokens
-            ):
-                match = replace(match, answer=entry, receipt=_in_flight(request, entry))
-            elif entry is not None:
-                break
-        self._note_times(request, match)
-        if match.answer is not None:
-            self._replay(request, match, match.answer)
+        shareable = self._lookup.may_replay(request) and request.options.mode.allows_exact
+        if shareable and not request.options.refresh and await self._follow(request, model, granted):
             return
-        if request.options.cached_only:
+        # Nothing awaits between the last check for a leader and taking off, and a flight is cleared only when its
+        # answer is committed: so the second of two identical requests finds either the flight or the stored answer.
+        flight = self._take_off(request, model, granted) if shareable else None
+        try:
+            await self._look_up_and_answer(request, model, granted, flight)
+        finally:
+            if flight is not None and not flight.is_computing:
+                self._flights.clear(flight)
+
+    async def _follow(self, request: Request, model: ModelKey, granted: Access) -> bool:
+        """Wait for an identical request that is being computed; True when its answer served."""
+        key = identify(model.fingerprint, request).request_key
+        while (leader := self._flights.leader_of([s.name for s in granted.read], key)) is not None:
+            entry = await leader.wait()
+            if entry is not None:
+                if not fits(request.sampling, entry.finish_reason, entry.num_completion_tokens):
+                    return False
+                self._replay(request, _in_flight(request, entry), entry)
+                return True
+        return False
+
+    def _take_off(self, request: Request, model: ModelKey, granted: Access) -> Flight | None:
+        if not wants_storing(request) or not granted.write:
+            return None
+        key = identify(model.fingerprint, request).request_key
+        return self._flights.take_off([s.name for s in granted.write], key)
+
+    async def _look_up_and_answer(
+        self, request: Request, model: ModelKey, granted: Access, flight: Flight | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        match = await loop.run_in_executor(self._pool, self._lookup.find, request, granted, model)
+        request.times.embed_ms, request.times.lookup_ms = match.embed_ms, match.lookup_ms
+        if match.answer is not None:
+            self._replay(request, match.receipt, match.answer)
+        elif request.options.cached_only:
             request.match(match.receipt)
             raise CachedOnlyMissError(f"no stored answer may be served for this prompt ({match.receipt.reason})")
-        flight = self._take_off(request, match, granted) if shareable else None
-        try:
-            await self._compute(request, match, model, granted, flight)
-        finally:
-            if flight is not None and request.state in (RequestState.QUEUED, RequestState.MATCHING):
-                self._flights.clear(flight)  # it never reached the engine, whose hand-over would land it
-
-    def _take_off(self, request: Request, match: Match, granted: Access) -> Flight | None:
-        if not may_store_answer(request, granted):
-            return None
-        return self._flights.take_off([s.name for s in granted.write], match.identity.request_key)
-
-    def _note_times(self, request: Request, match: Match) -> None:
-        request.times.embed_ms, request.times.lookup_ms = match.embed_ms, match.lookup_ms
-        if self._engine.num_waiting >= self._config.daemon.max_queue and match.answer is None:
+        elif self._engine.num_waiting >= self._config.daemon.max_queue:
             raise BusyError(
                 f"{self._engine.num_waiting} requests are waiting (daemon.max_queue); try again shortly",
                 retry_after_s=1,
             )
+        else:
+            await self._compute(request, match, model, granted, flight)
 
-    def _replay(self, request: Request, match: Match, entry: Entry) -> None:
-        request.match(match.receipt)
+    def _replay(self, request: Request, receipt: Receipt, entry: Entry) -> None:
+        request.match(receipt)
         request.finish_reason = entry.finish_reason
         request.emit(entry.answer_tokens, entry.answer)
         request.end(RequestState.FINISHED)
@@ -284,6 +248,8 @@ class Service:
 
         self._aftermath.add(ended)
         ended.add_done_callback(self._aftermath.discard)
+        if flight is not None:
+            flight.is_computing = True  # cleared by `_after`, whatever becomes of this coroutine
         request.state = RequestState.WAITING  # from here on it belongs to the engine thread
         self._engine.submit(request, hand_over)
         await asyncio.shield(ended)
@@ -351,10 +317,6 @@ class Service:
         done: asyncio.Future[None] = asyncio.ensure_future(work)
         self._aftermath.add(done)
         done.add_done_callback(self._aftermath.discard)
-
-
-def may_store_answer(request: Request, granted: Access) -> bool:
-    return wants_storing(request) and bool(granted.write)
 
 
 def _tokenise(served: Served, ask: Ask) -> list[int]:

@@ -119,6 +119,14 @@ def _notes(summary: Summary) -> Iterator[str]:
         f"judge {settings['judge']}{threshold}; speed-up against the {speedup['reference']} "
         f"({speedup['outcome']} per outcome, {speedup['overall']} for all); times in ms, percentiles nearest-rank"
     )
+    control = summary["speedup"]["control"]
+    if settings["baseline"] and control is None:
+        yield "the speed-ups have no control: no miss to compare with its baseline"
+    elif control is not None and not 1 / MAX_CONTROL <= control <= MAX_CONTROL:
+        yield (
+            f"DO NOT TRUST THE SPEED-UPS: misses decoded {control:.2f} times as fast as the baseline, the same "
+            "work; the machine's load changed between the two passes (or the first requests were still warming up)"
+        )
     late = summary["late_ms"]
     if late and late["p99"] is not None and late["p99"] > LATE_MS:
         yield f"the rate of {settings['rate']:g}/s was not held: p99 of the requests left {millis(late['p99'])} ms late"
@@ -127,6 +135,8 @@ def _notes(summary: Summary) -> Iterator[str]:
         yield f"cost {number(cost['total'], 4)} in all, {number(cost['per_1000_requests'], 4)} per 1000 requests"
 
 
+# How far the decode times of equal work may lie apart before the comparison says more about the machine.
+MAX_CONTROL = 1.5
 # A request that leaves this much after its due time means that --rate asks for more than --concurrency allows.
 LATE_MS = 50.0
 

@@ -62,6 +62,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
         "speedup": {
             "overall": reference.mean_speedup(answered, _total),
             "ttft": reference.mean_speedup(answered, _ttft),
+            "control": reference.control(),
         },
         "wrong_hits": _wrong_hits(answered),
         "tokens": _tokens(answered),
@@ -82,9 +83,7 @@ def judged(summary: dict[str, Any], gates: Iterable[Gate]) -> dict[str, Any]:
 def percentiles(values: Iterable[float | None]) -> dict[str, float | None]:
     """p50, p95 and p99 by nearest rank; None where nothing was measured."""
     known = sorted(value for value in values if value is not None)
-    return {
-        f"p{rank}": known[math.ceil(rank / 100 * len(known)) - 1] if known else None for rank in PERCENTILES
-    }
+    return {f"p{rank}": known[math.ceil(rank / 100 * len(known)) - 1] if known else None for rank in PERCENTILES}
 
 
 class _Reference:
@@ -110,9 +109,17 @@ class _Reference:
     def mean_speedup(self, records: Sequence[RequestRecord], time_of: Callable[[RequestRecord], float | None]) -> Any:
         return _ratio(_mean(self._times(records, time_of)), _mean(_known(records, time_of)))
 
-    def _times(
-        self, records: Sequence[RequestRecord], time_of: Callable[[RequestRecord], float | None]
-    ) -> list[float]:
+    def control(self) -> float | None:
+        """Decode time of the baseline ÷ that of the misses on the same prompts: the same work, so it should be 1.
+
+        The passes run one after the other. On a machine whose load changes in between, every speed-up carries this
+        factor (25.9 and 0.02 were seen minutes apart on two busy cores). Decode only: a miss also pays the look-up.
+        """
+        if not self._has_baseline:
+            return None
+        return _ratio(_median(self._times(self._misses, _decode)), _median(_known(self._misses, _decode)))
+
+    def _times(self, records: Sequence[RequestRecord], time_of: Callable[[RequestRecord], float | None]) -> list[float]:
         if not self._has_baseline:
             return _known(self._misses, time_of)
         twins = (self._baseline.get(record.prompt) for record in records)
@@ -220,6 +227,11 @@ def _ttft(record: RequestRecord) -> float | None:
 
 def _total(record: RequestRecord) -> float | None:
     return record.reply.total_ms if record.reply else None
+
+
+def _decode(record: RequestRecord) -> float | None:
+    """By the daemon's clock; None for a server that does not tell."""
+    return (record.reply.timing_ms or {}).get("decode") if record.reply else None
 
 
 def _known(records: Iterable[RequestRecord], time_of: Callable[[RequestRecord], float | None]) -> list[float]:

@@ -22,7 +22,7 @@ from semcache.tui.help import HelpScreen
 from semcache.tui.live_table import LiveTable
 from semcache.tui.once import print_once
 from semcache.tui.panels import Numbers
-from semcache.tui.request_log import RequestLog
+from semcache.tui.request_log import RequestLog, created_at
 from semcache.tui.top_screen import TopScreen
 from semcache.wire import OUTCOMES, AskReceipt, Status
 
@@ -130,7 +130,8 @@ class TopApp(App[None]):
         now, interval_s = self._clock(), self._interval_s
         rates = [0.0] * 60
         for receipt in requests:
-            ago = int((now - datetime.fromisoformat(receipt["created"])).total_seconds() / interval_s)
+            created = created_at(receipt)
+            ago = int((now - created).total_seconds() / interval_s) if created else -1
             if 0 <= ago < len(rates):
                 rates[-1 - ago] += 1 / interval_s
         return rates

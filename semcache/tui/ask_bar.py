@@ -122,6 +122,7 @@ class AskBar(Vertical):
         self.query_one("#answer-text", Static).update(first + Content(f"\n{self._text}" if self._text else ""))
         area.scroll_end(animate=False)
 
+
 def receipt_line(receipt: AskReceipt) -> str:
     """The receipt in one line: score, what was found, time, tokens."""
     cache, timing, usage = receipt["cache"], receipt["timing_ms"], receipt["usage"]

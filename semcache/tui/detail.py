@@ -15,11 +15,12 @@ from textual.widgets import Static
 
 from semcache.tui import units
 from semcache.tui.outcomes import STYLES, badge, is_running, reason_words
-from semcache.tui.requests import local_time
+from semcache.tui.request_log import local_time
 from semcache.wire import AskReceipt, Timing
 
 _LABEL_WIDTH = 9
-_PHASES = ("queue", "embed", "lookup", "restore", "prefill", "decode")
+# In the order in which a request goes through them: it waits for a slot after the look-up.
+_PHASES = ("embed", "lookup", "queue", "restore", "prefill", "decode")
 
 
 def word_diff(asked: str, matched: str) -> tuple[Content, Content]:
@@ -154,7 +155,7 @@ class DetailScreen(ModalScreen[None]):
 
     def _draw(self) -> None:
         area = self.query_one("#detail", VerticalScroll)
-        area.border_title = Content(f"Request · {local_time(self.receipt['created'])}")
+        area.border_title = Content(f"Request · {local_time(self.receipt)}")
         area.border_subtitle = Content("y copy JSON · esc back")
         width = max(30, area.scrollable_content_region.width)
         self.query_one("#detail-text", Static).update(detail(self.receipt, self._threshold, width))

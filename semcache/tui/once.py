@@ -12,7 +12,7 @@ from semcache.tui import units
 from semcache.tui.feed import Source
 from semcache.tui.outcomes import ANSWER_HITS, COMPUTE_HITS, badge, why
 from semcache.tui.panels import NO_LATENCY, wrong_hits
-from semcache.tui.requests import local_time
+from semcache.tui.request_log import local_time
 from semcache.tui.users import USER_COLUMNS, busiest_first, user_cells
 from semcache.wire import OUTCOMES, AskReceipt, Stats, Status
 
@@ -87,7 +87,7 @@ def _saved(status: Status, stats: Stats) -> str:
 def _request(receipt: AskReceipt) -> tuple[str, ...]:
     timing = receipt["timing_ms"]
     return (
-        local_time(receipt["created"]), badge(receipt).plain, receipt["user"], units.one_line(receipt["prompt"]),
+        local_time(receipt), badge(receipt).plain, receipt["user"], units.one_line(receipt["prompt"]),
         why(receipt).plain, units.score(receipt["cache"]["score"]), units.ms(timing["ttft"]),
         units.count(receipt["usage"]["completion_tokens"]), units.ms(timing["total"]),
     )  # fmt: skip

@@ -25,6 +25,7 @@ _REASONS = {
     "identical": "the identical request was answered before",
     "in_flight": "the identical request was being computed; this one waited for its answer",
     "similar": "a differently worded prompt is trusted to mean the same",
+    "pending": "the look-up is not done yet",
     "empty": "nothing is stored in this scope yet",
     "no_candidate": "no stored prompt is near this one",
     "scope": "the nearest prompt belongs to a scope that this user may not read",

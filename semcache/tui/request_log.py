@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import cast
 
 from semcache.tui.outcomes import STATES, is_running, state_of, word_of
 from semcache.wire import AskReceipt
 
 MAX_REQUESTS = 500
+
+
+def created_at(receipt: AskReceipt) -> datetime | None:
+    """None where the daemon sent something that is not a time."""
+    try:
+        created = datetime.fromisoformat(receipt["created"])
+    except ValueError:
+        return None
+    return created if created.tzinfo else created.replace(tzinfo=UTC)
+
+
+def local_time(receipt: AskReceipt) -> str:
+    """Time of day where the terminal is."""
+    created = created_at(receipt)
+    return created.astimezone().strftime("%H:%M:%S") if created else "?"
 
 
 class RequestLog:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from textual.content import Content
 
 from semcache.tui import units
 from semcache.tui.live_table import Column, LiveTable
 from semcache.tui.outcomes import badge, is_running, why
-from semcache.tui.request_log import Filter, Order, RequestLog
+from semcache.tui.request_log import Filter, Order, RequestLog, local_time
 from semcache.wire import AskReceipt
 
 REQUEST_COLUMNS = (
@@ -29,14 +27,6 @@ _EMPTY = Content.assemble(
 )
 
 
-def local_time(created: str) -> str:
-    """Time of day where the terminal is."""
-    try:
-        return datetime.fromisoformat(created).astimezone().strftime("%H:%M:%S")
-    except ValueError:
-        return created[:8]
-
-
 def principal(user: str) -> str:
     return user.partition("/")[0]
 
@@ -46,7 +36,7 @@ def request_cells(receipt: AskReceipt, *, whole_user: bool) -> tuple[Content, ..
     timing, usage = receipt["timing_ms"], receipt["usage"]
     total = "…" if is_running(receipt) else units.ms(timing["total"])
     return (
-        Content.styled(local_time(receipt["created"]), ".faint"),
+        Content.styled(local_time(receipt), ".faint"),
         badge(receipt),
         Content(units.score(receipt["cache"]["score"])),
         Content(receipt["user"] if whole_user else receipt["user"].rpartition("/")[2]),

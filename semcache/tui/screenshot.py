@@ -21,11 +21,12 @@ async def save_screenshot(
     async with app.run_test(size=size) as pilot:
         if theme is not None:
             app.theme = theme
+        before, shown = "", ""
         for _ in range(_MAX_PAUSES):
-            await pilot.pause(0.02)
-            if app.has_heard:
+            await pilot.pause(0.05)
+            before, shown = shown, app.export_screenshot(title="semcache top")
+            if app.has_heard and shown == before:  # a busy machine draws the numbers a moment after they came
                 break
-        await pilot.pause()
         app.save_screenshot(path.name, path=str(path.parent))
 
 

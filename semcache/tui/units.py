@@ -50,8 +50,10 @@ def size(num_bytes: float) -> str:
 
 
 def used_of(used_bytes: int, limit_bytes: int) -> str:
-    """Both in the unit of the limit."""
+    """Both in the unit of the limit, unless that shows nothing of what is used."""
     unit, factor = ("MB", 1e6) if limit_bytes < 1e9 else ("GB", 1e9)
+    if 0 < used_bytes < factor / 20:
+        return f"{size(used_bytes)}/{size(limit_bytes)}"
     return f"{used_bytes / factor:.1f}/{limit_bytes / factor:.1f} {unit}"
 
 

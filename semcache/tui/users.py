@@ -43,7 +43,8 @@ def user_cells(user: UserStats) -> tuple[str, ...]:
         units.percent(user["compute_share"] if user["requests"] else None),
         units.count(user["cached_tokens"]),
         units.seconds(user["saved_ms"] / 1e3),
-        units.size(sum(user["stored_bytes"].values())),
+        # RAM holds copies of what lies on disk, so the tiers do not add up.
+        units.size(max(user["stored_bytes"].values(), default=0)),
         units.size(user["quota_bytes"]) if user["quota_bytes"] is not None else units.UNKNOWN,
     )
 

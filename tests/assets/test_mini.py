@@ -117,9 +117,7 @@ def test_template_renders_every_role(tokenizer: Any) -> None:
         {"role": "user", "content": "C"},
     ]
     text = _render(tokenizer, messages)
-    assert text == (
-        "<|begin|><|system|>S<|end|><|user|>A<|end|><|assistant|>B<|end|><|user|>C<|end|><|assistant|>"
-    )
+    assert text == ("<|begin|><|system|>S<|end|><|user|>A<|end|><|assistant|>B<|end|><|user|>C<|end|><|assistant|>")
     assert _ids(tokenizer, text)[0] == tokenizer.bos_token_id
 
 

@@ -81,9 +81,6 @@ def test_cache_clear_wants_a_yes(semcache: Semcache, daemon: FakeDaemon) -> None
     assert daemon.seen == []
     assert semcache("cache", "clear", "--yes", "--user", "bob").code == 0
     assert daemon.seen[-1][2] == {"user": "bob"}
-    semcache("cache", "clear", "--yes", "--all")
-    assert daemon.seen[-1][2] == {"all": True}
-    assert semcache("cache", "clear", "--yes", "--all", "--user", "bob").code == 2
 
 
 def test_cache_check_is_exit_1_when_something_is_wrong(semcache: Semcache, daemon: FakeDaemon) -> None:

@@ -126,13 +126,16 @@ def test_compare_with_the_last_run(semcache: Semcache, daemon: FakeDaemon, file:
     assert sum(body.get("cache") == "off" for body in chats(daemon)) == 4
 
 
-def test_interrupted_saves_and_exits_130(daemon: FakeDaemon, process: Process, file: str, home: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_saves_and_exits_130(
+    daemon: FakeDaemon, process: Process, file: str, home: Path, number: signal.Signals
+) -> None:
     daemon.hang_after = 1
     running = process("--no-autostart", "replay", file, "--out", "run")
     deadline = time.monotonic() + 60
     while not chats(daemon) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(running.pid, signal.SIGINT)
+    os.kill(running.pid, number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "stopped early: 0 of 4 requests" in out

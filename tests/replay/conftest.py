@@ -194,8 +194,17 @@ def run_replay(daemon: FakeDaemon, trivia: Dataset, tmp_path: Path) -> Start:
 def make_record() -> Callable[..., RequestRecord]:
     """A finished request with sensible values for everything that a test does not care about."""
 
-    def make(outcome: str | None = "miss", *, index: int = 0, ttft_ms: float | None = 10, total_ms: float = 20,
-             phase: str = "run", at_s: float = 0.0, answer: str = "x", **more: Any) -> RequestRecord:
+    def make(
+        outcome: str | None = "miss",
+        *,
+        index: int = 0,
+        ttft_ms: float | None = 10,
+        total_ms: float = 20,
+        phase: str = "run",
+        at_s: float = 0.0,
+        answer: str = "x",
+        **more: Any,
+    ) -> RequestRecord:
         note = receipt(outcome or "miss", answer)
         reply = Reply(answer, outcome, ttft_ms, total_ms, cache=note["cache"], usage=note["usage"]) if outcome else None
         values: dict[str, Any] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from semcache.replay import report
 from semcache.replay.dataset import Dataset, Row
 from semcache.replay.gates import Gate
@@ -68,3 +70,10 @@ def test_compare_shows_the_change(make_record):
 
 def test_cells_cannot_break_the_table():
     assert report.table(["a"], [["x|y"]])[2] == "| x\\|y |"
+
+
+@pytest.mark.parametrize(("control", "distrusted"), [(1.0, False), (1.4, False), (11.8, True), (0.04, True)])
+def test_a_baseline_under_other_conditions_is_called_out(make_record, control, distrusted):
+    found = summary([make_record()], baseline=True)
+    found["speedup"]["control"] = control
+    assert ("DO NOT TRUST THE SPEED-UPS" in report.render([found], Path("r"))) is distrusted

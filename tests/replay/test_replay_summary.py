@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_contract_keys():
 
 def test_nothing_measured_is_null_not_zero():
     found = summary([])
-    assert found["speedup"] == {"overall": None, "ttft": None}
+    assert found["speedup"] == {"overall": None, "ttft": None, "control": None}
     assert found["tokens"] == dict.fromkeys(("prompt", "cached", "completion", "drafted", "accepted"))
     assert found["throughput"] == {"requests_per_s": None, "tokens_per_s": None}
     assert found["memory"] == {"peak_mb": None, "series": None}
@@ -112,3 +113,20 @@ def test_another_server_has_only_the_outcome_unknown(make_record):
     assert list(found["outcomes"]) == ["unknown"]
     assert found["answer_hits"] is None
     assert found["compute_hits"] is None
+
+
+def decoded(record: Any, decode_ms: float) -> Any:
+    return replace(record, reply=replace(record.reply, timing_ms={"decode": decode_ms}))
+
+
+@pytest.mark.parametrize(("cold_ms", "control"), [(100.0, 1.0), (1180.0, 11.8), (4.0, 0.04)])
+def test_misses_are_the_control_of_the_baseline(make_record, cold_ms, control):
+    run = [decoded(make_record("miss", index=0), 100.0), decoded(make_record("exact", index=1), 0.1)]
+    cold = [decoded(make_record("miss", index=at, phase="baseline"), cold_ms) for at in range(2)]
+    assert summary(run, cold)["speedup"]["control"] == pytest.approx(control)
+
+
+def test_without_baseline_or_misses_there_is_no_control(make_record):
+    assert summary([decoded(make_record("miss"), 5.0)])["speedup"]["control"] is None
+    cold = [decoded(make_record("miss", phase="baseline"), 5.0)]
+    assert summary([make_record("exact")], cold)["speedup"]["control"] is None

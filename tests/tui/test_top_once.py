@@ -59,7 +59,8 @@ def test_without_a_daemon_it_raises(tmp_path: Path, once: bool) -> None:
         (units.seconds(7200), "2h00m"), (units.duration(59.9), "59s"), (units.duration(60), "1m00s"),
         (units.duration(-3), "0s"), (units.duration(200_000), "2d7h"), (units.size(0), "0 MB"),
         (units.size(1500), "2 kB"), (units.size(2_500_000), "2.5 MB"), (units.size(123_456_789_000), "123 GB"),
-        (units.used_of(1_900_000_000, 4_000_000_000), "1.9/4.0 GB"), (units.percent(None), "–"),
+        (units.used_of(1_900_000_000, 4_000_000_000), "1.9/4.0 GB"),
+        (units.used_of(135_000, 2_500_000_000), "135 kB/2.5 GB"), (units.percent(None), "–"),
         (units.percent(1.0), "100.0 %"), (units.share(0, 0), None), (units.one_line("a\n b\t c"), "a b c"),
     ],
 )  # fmt: skip

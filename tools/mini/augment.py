@@ -39,19 +39,39 @@ CLOSERS = _phrases("""
     if you know, in your opinion, actually, you think, can you tell me, tell me, right now, for a quiz,
     i need to know, anyone, precisely, help
 """)
-STOP_WORDS = frozenset(_words("""
+STOP_WORDS = frozenset(
+    _words("""
     a an and are as at be been by called can could did do does for had has have i in is it its known me my name
     named of one please that the there this to was were what which who will with would you your
-"""))
-KEPT_WORDS = frozenset(_words("""
+""")
+)
+KEPT_WORDS = frozenset(
+    _words("""
     above after before below east first high last least less low more most never no north not off on over second
     south third under west without
-"""))
+""")
+)
 CONTRACTIONS = (
-    ("what is", "what's"), ("who is", "who's"), ("where is", "where's"), ("how is", "how's"), ("when is", "when's"),
-    ("that is", "that's"), ("it is", "it's"), ("there is", "there's"), ("do not", "don't"), ("does not", "doesn't"),
-    ("is not", "isn't"), ("are not", "aren't"), ("cannot", "can't"), ("can not", "can't"), ("i am", "i'm"),
-    ("i have", "i've"), ("will not", "won't"), ("what are", "what're"), ("i would", "i'd"), ("did not", "didn't"),
+    ("what is", "what's"),
+    ("who is", "who's"),
+    ("where is", "where's"),
+    ("how is", "how's"),
+    ("when is", "when's"),
+    ("that is", "that's"),
+    ("it is", "it's"),
+    ("there is", "there's"),
+    ("do not", "don't"),
+    ("does not", "doesn't"),
+    ("is not", "isn't"),
+    ("are not", "aren't"),
+    ("cannot", "can't"),
+    ("can not", "can't"),
+    ("i am", "i'm"),
+    ("i have", "i've"),
+    ("will not", "won't"),
+    ("what are", "what're"),
+    ("i would", "i'd"),
+    ("did not", "didn't"),
 )
 SYNONYMS = _phrases("""
     biggest|largest|greatest, big|large, small|little|tiny, smallest|tiniest|littlest, tallest|highest,
@@ -225,7 +245,7 @@ def swap_neighbours(text: str, rng: random.Random) -> str:
 
 
 def move_tail(text: str, rng: random.Random) -> str:
-    """"... in France?" -> "In France, ..."."""
+    """A later part of the sentence first, as in "in France, what is the capital"."""
     body = _strip(text)
     places = [m.start() for m in re.finditer(r" (in|of|for|on|at|from|by|with|during) ", body)]
     if not places:

@@ -45,7 +45,7 @@ def identify(fingerprint: str, request: Request) -> Identity:
     return Identity(fingerprint, context_key, params_key, request_key)
 
 
-def fits(sampling: Sampling, *, finish_reason: str, num_completion_tokens: int) -> bool:
+def fits(sampling: Sampling, finish_reason: str, num_completion_tokens: int) -> bool:
     """Whether a stored answer is what this limit would give: finished within it, or cut at exactly it."""
     if finish_reason == "length":
         return num_completion_tokens == sampling.max_tokens

@@ -203,7 +203,7 @@ class Lookup:
 
 
 def _serves(entry: Entry, request: Request) -> bool:
-    return fits(request.sampling, finish_reason=entry.finish_reason, num_completion_tokens=entry.num_completion_tokens)
+    return fits(request.sampling, entry.finish_reason, entry.num_completion_tokens)
 
 
 def _cut(num_tokens: int, num_prompt_tokens: int, chunk: int) -> int:

@@ -62,10 +62,10 @@ def test_moving_text_between_turns_changes_the_context() -> None:
 
 def test_a_finished_answer_fits_larger_limits_and_a_cut_one_only_its_own() -> None:
     limit = Sampling(max_tokens=10)
-    assert fits(limit, finish_reason="stop", num_completion_tokens=10)
-    assert not fits(limit, finish_reason="stop", num_completion_tokens=11)
-    assert fits(limit, finish_reason="length", num_completion_tokens=10)
-    assert not fits(limit, finish_reason="length", num_completion_tokens=9)
+    assert fits(limit, "stop", 10)
+    assert not fits(limit, "stop", 11)
+    assert fits(limit, "length", 10)
+    assert not fits(limit, "length", 9)
 
 
 def test_chain_root_separates_scope_model_and_numerics() -> None:
