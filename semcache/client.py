@@ -24,7 +24,7 @@ CONNECT_TIMEOUT_S = 10.0
 # Comment pings come every 15 s; a stream that is silent for longer than this has lost its daemon.
 EVENTS_SILENCE_S = 120.0
 # A long poll must outlive the wait that the daemon was asked for.
-LONG_POLL_MARGIN_S = 10.0
+LONG_POLL_MARGIN_S = 60.0
 
 _BY_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 429: "queue_full", 503: "unavailable"}
 
@@ -252,7 +252,7 @@ class Client:
             ) from error
         except httpx.TimeoutException as error:
             raise errors.RequestTimeoutError(
-                f"the daemon at {self.where} sent nothing for too long (limit {self.timeout_s:g} s)"
+                f"the daemon at {self.where} sent nothing for too long; `semcache logs` tells what it is doing"
             ) from error
         except httpx.HTTPError as error:
             detail = str(error) or type(error).__name__

@@ -90,7 +90,7 @@ def build(
                 service=service,
                 pool=pool,
                 shut_down=shut_down,
-            ),  # fmt: skip
+            ),
         ]
     )
     return Daemon(app, store, engine, service, journal, overview, embedder, pool)

@@ -27,7 +27,7 @@ from tests.cli.fake_daemon import FakeDaemon
         ("protocol_mismatch", 500, 7),
         ("model_unavailable", 500, 8),
         ("engine_error", 500, 1),
-        ("store_error", 500, 1),
+        ("store_error", 500, 3),
         ("never_heard_of", 500, 1),
     ],
 )

@@ -73,7 +73,7 @@ def table(report: Report) -> str:
     for group, note in ((report.scores, ""), (report.with_system, ", behind a system message")):
         for s in group:
             name = s.split.replace("_", " ") if s.split != "train" else "trained"
-            numbers = f"{s.num_rows:,} | {s.accuracy:.1%} | {s.f1:.3f} | {s.ended:.1%}"
+            numbers = f"{s.num_rows:,} | {s.accuracy:.2%} | {s.f1:.3f} | {s.ended:.1%}"
             lines.append(f"| {s.dataset} | {name}{note} | {numbers} |")
     return "\n".join(lines)
 
@@ -123,8 +123,9 @@ semcache config set model.name Qwen/Qwen3-4B
 
 Greedy answers of exactly these weights, bf16 upcast to float32 on CPU. An answer is right when it equals the stored
 one up to case, punctuation, articles and spaces. `held out` and `held out wording` rows were never trained on; what
-they mean is explained beside the datasets. `other wordings` are questions worded by hand by another author than the
-datasets', in `tests/assets/mini_other_wordings.json`; a second set of these was looked at while the noise was chosen.
+they mean is explained beside the datasets. `other wordings` are questions worded by hand by the author of the
+training noise, not of the datasets (`tests/assets/mini_other_wordings.json`); a second set of these was looked at while
+the noise was chosen. Optimiser and noise were chosen by the held-out numbers of short runs.
 
 {table}
 

@@ -77,7 +77,9 @@ def _keyword_pools(rows: Sequence[Row]) -> dict[str, tuple[list[str], list[float
     texts: dict[str, list[str]] = {}
     for row in rows:
         texts.setdefault(row.group, [row.answer]).append(row.question)
-    counts = {group: Counter(w for t in found for w in set(_content_words(t))) for group, found in texts.items()}
+    counts = {
+        group: Counter(w for t in found for w in dict.fromkeys(_content_words(t))) for group, found in texts.items()
+    }
     spread = Counter(word for count in counts.values() for word in count)
     return {
         group: (list(count), [n / spread[word] ** 0.7 for word, n in count.items()]) for group, count in counts.items()

@@ -15,6 +15,10 @@ _NUMBER_WORDS = {
         "sixteen seventeen eighteen nineteen twenty".split()
     )
 } | {"first": "1", "second": "2", "third": "3", "fourth": "4", "fifth": "5"}
+# Phrases that hold a negation and negate nothing that is asked.
+_IDIOMS = re.compile(
+    r"\byes or no\b|\b(?:can't|cannot|can not|couldn't|don't|do not)(?: quite| even)? (?:remember|recall|know|think of)\b"
+)
 _NEGATIONS = set("not no never without neither nor none cannot except isnt arent dont".split())
 _FUNCTION_WORDS = set(
     "a an the of in on at to for from by with and or is are was were be been do does did has have had can could would "
@@ -30,6 +34,12 @@ _SCALES = [
         "begin began begun start started starts end ended ends finish finished finishes",
         "open opens opening opened close closes closing closed",
         "on off",
+        "male female",
+        "man woman men women boy girl father mother",
+        "millimetre millimetres centimetre centimetres metre metres kilometre kilometres",
+        "inch inches foot feet yard yards mile miles",
+        "gram grams kilogram kilograms tonne tonnes ounce ounces pound pounds",
+        "seconds minute minutes hour hours day days week weeks month months year years",
         "enable disable enabled disabled",
         "before after",
         "north south east west northern southern eastern western",
@@ -53,8 +63,9 @@ def _numbers(tokens: list[str]) -> set[str]:
     return {_NUMBER_WORDS.get(t, t) for t in tokens if t in _NUMBER_WORDS or any(c.isdigit() for c in t)}
 
 
-def _negated(tokens: list[str]) -> bool:
-    return sum(t.replace("'", "") in _NEGATIONS or t.endswith("n't") for t in tokens) % 2 == 1
+def _num_negations(text: str) -> int:
+    tokens = words(_IDIOMS.sub(" ", text.lower().replace("’", "'")))
+    return sum(t.replace("'", "") in _NEGATIONS or t.endswith("n't") for t in tokens)
 
 
 def _names(raw: list[str]) -> set[str]:
@@ -70,7 +81,7 @@ def differences(a: str, b: str) -> list[str]:
     found = []
     if _numbers(low_a) != _numbers(low_b):
         found.append("number")
-    if _negated(low_a) != _negated(low_b):
+    if _num_negations(a) != _num_negations(b):
         found.append("negation")
     if (_names(raw_a) - set_b) or (_names(raw_b) - set_a):
         found.append("entity")

@@ -20,6 +20,10 @@ from semcache.daemon.cache.policy import Candidate, OffPolicy, ThresholdPolicy, 
         ("the tallest tower", "the longest tower", "scale"),
         ("When did the war begin?", "When did the war end?", "scale"),
         ("Did Ann pay Bob?", "Did Bob pay Ann?", "order"),
+        ("I can't remember which is not landlocked", "I can't remember which is landlocked", "negation"),
+        ("A beetle is not an insect, right?", "A beetle is an insect, yes or no?", "negation"),
+        ("how many centimetres in a metre", "how many millimetres in a metre", "scale"),
+        ("What is a male pig called?", "What is a female pig called?", "scale"),
     ],
 )
 def test_telling_differences(a: str, b: str, first: str) -> None:
@@ -33,6 +37,7 @@ def test_telling_differences(a: str, b: str, first: str) -> None:
         ("What is the capital of Australia?", "what's the capital city of australia"),
         ("How do I reset it?", "Could you tell me how to reset it please?"),
         ("Name two rivers", "name 2 rivers"),
+        ("I don't know who wrote Hamlet", "who wrote Hamlet"),
         ("", ""),
         ("是谁写的？", "是谁写的？"),
     ],
