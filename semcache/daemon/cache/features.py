@@ -17,7 +17,8 @@ _NUMBER_WORDS = {
 } | {"first": "1", "second": "2", "third": "3", "fourth": "4", "fifth": "5"}
 # Phrases that hold a negation and negate nothing that is asked.
 _IDIOMS = re.compile(
-    r"\byes or no\b|\b(?:can't|cannot|can not|couldn't|don't|do not)(?: quite| even)? (?:remember|recall|know|think of)\b"
+    r"\byes or no\b"
+    r"|\b(?:can't|cannot|can not|couldn't|don't|do not)(?: quite| even)? (?:remember|recall|know|think of)\b"
 )
 _NEGATIONS = set("not no never without neither nor none cannot except isnt arent dont".split())
 _FUNCTION_WORDS = set(
