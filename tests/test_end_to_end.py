@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -294,6 +296,23 @@ def test_bad_generate_values_are_422(shared_daemon: RunningDaemon) -> None:
         assert client.post("/generate", content=b"\xff{").status_code == 422
 
 
+def test_a_request_that_takes_too_long_is_504(make_daemon: Callable[..., RunningDaemon]) -> None:
+    daemon = make_daemon(daemon__request_timeout_s=1)
+    body = {
+        "messages": [{"role": "user", "content": "word " * 3000}],
+        "max_tokens": 1000,
+        "cache": "off",
+        "temperature": 2,
+    }
+    with daemon.http() as client:
+        reply = client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 504, reply.status_code
+    assert reply.json()["error"]["code"] == "timeout"
+    assert daemon.get("/v1/semcache/status")["queue"] == {"running": 0, "waiting": 0}
+    assert daemon.get("/health")["status"] == "ok"
+    daemon.stop()
+
+
 def test_stop_finishes_what_runs_and_refuses_what_comes(make_daemon: Callable[..., RunningDaemon]) -> None:
     daemon = make_daemon()
     row = rows("handbook", "train")[1]
@@ -318,3 +337,34 @@ def test_a_second_daemon_on_the_same_home_is_refused(make_daemon: Callable[..., 
     assert second.returncode == 3
     assert "another semcache daemon" in second.stderr
     assert daemon.ask(QUESTION)["answer"] == "Canberra"
+
+
+def test_replay_and_a_daemon_that_dies_under_it(make_daemon: Callable[..., RunningDaemon]) -> None:
+    """The command reports and saves what it has; after a restart it runs to the end and cleans up behind itself."""
+    daemon = make_daemon()
+    replay = ("replay", "trivia.json", "--users", "8", "--concurrency", "4", "--strategy", "global_only", "--json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semcache", *replay, "--no-autostart", "--out", "killed"],
+        env=daemon.env, cwd=daemon.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with daemon.http() as client, client.stream("GET", "/v1/semcache/events") as events:
+        ended = (line for line in events.iter_lines() if '"state": "finished"' in line)
+        for _ in range(40):
+            next(ended)
+    daemon.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    kept = (daemon.home / "killed" / "requests.jsonl").read_text().splitlines()
+    assert len(kept) >= 10  # the client learns of an answer a little after the daemon has given it
+    daemon.start()
+    assert daemon.cli("cache", "check").returncode == 0
+    again = daemon.cli(*replay, "--limit", "80")
+    assert again.returncode == 0, again.stderr
+    summary = json.loads(again.stdout)
+    assert (summary["requests"], summary["errors"]) == (80, 0)
+    assert sum(row["n"] for row in summary["outcomes"].values()) == 80
+    assert summary["outcomes"]["miss"]["correct"] >= 0.95
+    # What is left is of the killed run, whose namespace nobody could clear; the second removed its own.
+    assert len(daemon.get("/v1/semcache/entries?limit=10000")["entries"]) < 80
+    assert daemon.cli("cache", "check").returncode == 0
+    daemon.stop()

@@ -119,8 +119,9 @@ class EngineLoop:
         """Queue a request; `hand_over` gets its prompt KV on the engine thread, right after the request ended."""
         self._inbox.put(_Submit(request, hand_over))
 
-    def cancel(self, request: Request) -> None:
-        """Ask for the end of a request; it comes before the next forward pass."""
+    def cancel(self, request: Request, error: SemcacheError | None = None) -> None:
+        """Ask for the end of a request, as failed where there is an error; it comes before the next forward pass."""
+        request.cancel_error = error
         request.cancel_requested = True
         self._inbox.put(_Command(lambda: None))
 
@@ -210,7 +211,8 @@ class EngineLoop:
 
     def _end_cancelled(self) -> None:
         for request in [r for r in self._scheduler if r.cancel_requested]:
-            self._end(request, RequestState.CANCELLED)
+            state = RequestState.FAILED if request.cancel_error is not None else RequestState.CANCELLED
+            self._end(request, state, request.cancel_error)
 
     def _step(self) -> None:
         """One forward pass. An exception ends every running request and leaves the engine empty, not broken."""

@@ -203,6 +203,7 @@ class Request:
     num_computed: int = 0  # tokens whose KV lies in the slot
     noise_seed: int = 0
     cancel_requested: bool = False
+    cancel_error: SemcacheError | None = None  # why, where it is not simply the client's wish
 
     times: Timestamps = field(default_factory=lambda: Timestamps(submitted=0.0))
 

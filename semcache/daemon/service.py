@@ -173,7 +173,7 @@ class Service:
             request.end(state, error)
             self._account(request, saved_ms=0.0)
         elif not request.state.is_terminal:
-            self._engine.cancel(request)
+            self._engine.cancel(request, error)
 
     async def _answer(self, request: Request, model: ModelKey, granted: Access) -> None:
         request.state = RequestState.MATCHING

@@ -13,7 +13,7 @@ from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.loop import EngineLoop, Progress
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
-from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
+from semcache.errors import EngineError, ModelLoadError, RequestTimeoutError, SemcacheError, UnavailableError
 from tests.daemon.engine.conftest import load, save_model
 
 TIMEOUT_S = 60
@@ -115,6 +115,16 @@ def test_cancel_ends_before_the_next_step_and_frees_the_slot(make_loop: Callable
     loop.cancel(endless.request)
     assert endless.end().state in (RequestState.CANCELLED, RequestState.FINISHED)
     assert waiting.end().state is RequestState.FINISHED
+
+
+def test_a_cancel_with_an_error_ends_as_failed(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop()
+    late = Asked(max_tokens=200).submit(loop)
+    late.first_token()
+    loop.cancel(late.request, RequestTimeoutError("too late"))
+    end = late.end()
+    assert end.state in (RequestState.FAILED, RequestState.FINISHED)
+    assert end.state is RequestState.FINISHED or isinstance(end.error, RequestTimeoutError)
 
 
 def test_a_failing_step_ends_its_requests_and_no_others(make_loop: Callable[..., EngineLoop]) -> None:
