@@ -39,6 +39,10 @@ class Answers:
                 return [(entries[entry_id], score) for entry_id, score in found]
             self.unindex(gone)  # deleted, damaged or expired: ask again, so that k are found where k are left
 
+    def has_neighbours(self, scope: str, partition: Partition | None) -> bool:
+        """Whether `nearest` could find anything, rows not verified."""
+        return self._vectors.has(scope, partition)
+
     def put(self, entry: Entry) -> None:
         """Keep an answer in place of older ones to the same request; may raise sqlite3.Error."""
         if entry.vector is not None and (entry.embedder is None or unit(entry.vector) is None):

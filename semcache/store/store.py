@@ -189,6 +189,12 @@ class Store:
             return self._answers.nearest(scope, vector, k, partition, embedder)
         return []
 
+    def has_neighbours(self, scope: str, partition: Partition | None) -> bool:
+        """Whether `nearest` could find anything; far cheaper than an embedding."""
+        with self._reading("neighbours"):
+            return self._answers.has_neighbours(scope, partition)
+        return False
+
     def put_entry(self, entry: Entry) -> bool:
         """Keep an answer in place of older ones to the same request; False when it could not be written."""
         with self._writing(f"entry {entry.id}"):

@@ -73,6 +73,12 @@ class _Matrix:
             self._position[self.ids[at]] = at
         self.ids.pop()
 
+    def has(self, partition: Partition | None) -> bool:
+        num = len(self.ids)
+        if partition is None:
+            return num > 0
+        return bool((self._partitions[:num] == self._interned.get(partition, -1)).any())
+
     def nearest(self, query: NDArray[np.float32], k: int, partition: Partition | None) -> list[tuple[str, float]]:
         num = len(self.ids)
         scores = self._rows[:num] @ query
@@ -107,6 +113,11 @@ class VectorIndex:
         with self._lock:
             for matrix in self._scopes.get(scope, {}).values():
                 matrix.remove(entry_id)
+
+    def has(self, scope: str, partition: Partition | None) -> bool:
+        """Whether a search could find anything at all."""
+        with self._lock:
+            return any(matrix.has(partition) for matrix in self._matrices(scope).values())
 
     def nearest(
         self, scope: str, vector: np.ndarray, k: int, partition: Partition | None, embedder: str | None = None

@@ -126,14 +126,20 @@ class Lookup:
             match.receipt = self._receipt(request, Outcome.MISS, "disabled")
             return
         prompt = request.last_user_message
-        started = time.perf_counter()
-        too_long = embedder.num_tokens(prompt) > embedder.max_tokens
-        match.vector = None if too_long else embedder.embed(prompt)
-        match.embed_ms = (time.perf_counter() - started) * 1e3
-        if match.vector is None:
+        if embedder.num_tokens(prompt) > embedder.max_tokens:
             match.receipt = self._receipt(request, Outcome.MISS, "too_long")
             return
-        found = self._neighbours(request, access, match.identity, match.vector, embedder.name)
+        identity = match.identity
+        partition = Partition(identity.fingerprint, identity.context_key, identity.params_key, embedder.name)
+        if not any(self.store.has_neighbours(scope.name, partition) for scope in access.read):
+            # Nobody to compare with: the embedding is made when the answer is stored, off the hot path.
+            empty = not any(self.store.has_neighbours(scope.name, None) for scope in access.read)
+            match.receipt = self._receipt(request, Outcome.MISS, "empty" if empty else "no_candidate")
+            return
+        started = time.perf_counter()
+        match.vector = embedder.embed(prompt)
+        match.embed_ms = (time.perf_counter() - started) * 1e3
+        found = self._neighbours(request, access, match.vector, partition)
         candidates = [Candidate(entry.id, entry.prompt, score) for _scope, entry, score in found]
         verdict = self.policy.decide(prompt, candidates)
         chosen = next((f for f in found if verdict.candidate and f[1].id == verdict.candidate.entry_id), None)
@@ -150,10 +156,9 @@ class Lookup:
             match.receipt = self._receipt(request, Outcome.MISS, verdict.reason)
 
     def _neighbours(
-        self, request: Request, access: Access, identity: Identity, vector: Vector, embedder: str
+        self, request: Request, access: Access, vector: Vector, partition: Partition
     ) -> list[tuple[Scope, Entry, float]]:
         """Servable neighbours over all readable scopes, best first; a tie goes to the scope that is read first."""
-        partition = Partition(identity.fingerprint, identity.context_key, identity.params_key, embedder)
         found = [
             (scope, entry, score)
             for scope in access.read
