@@ -14,6 +14,8 @@ STATUS_SCHEMA = "semcache.status/1"
 REPLAY_SCHEMA = "semcache.replay/1"
 
 OUTCOMES = ("exact", "semantic", "draft", "prefix", "miss")
+# The fuller the disc, the higher the rung; shown beside the word, never alone.
+OUTCOME_GLYPHS = {"exact": "●", "semantic": "◕", "draft": "◑", "prefix": "◔", "miss": "○"}
 STRATEGIES = ("per_user", "global_user", "global_only", "no_cache")
 CACHE_MODES = ("auto", "lossless", "exact", "prefix", "off")
 

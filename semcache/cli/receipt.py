@@ -5,8 +5,6 @@ from __future__ import annotations
 from semcache import wire
 from semcache.cli import render
 
-GLYPHS = {"exact": "●", "semantic": "●", "draft": "◐", "prefix": "◔", "miss": "○"}
-
 
 def receipt_line(receipt: wire.AskReceipt) -> str:
     """One line: outcome, what matched, tokens saved, time."""
@@ -21,7 +19,7 @@ def receipt_line(receipt: wire.AskReceipt) -> str:
 
 
 def _outcome(cache: wire.CacheReceipt) -> str:
-    words = f"{GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}"
+    words = f"{wire.OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}"
     if cache["outcome"] == "miss":
         return f"{words} ({cache['reason']})"
     if cache["score"] is not None and cache["outcome"] != "exact":
@@ -49,7 +47,7 @@ def explanation(receipt: wire.AskReceipt) -> list[str]:
     cache, usage = receipt["cache"], receipt["usage"]
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     facts = {
-        "outcome": f"{GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}",
+        "outcome": f"{wire.OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}",
         "reason": cache["reason"],
         "strategy": cache["strategy"],
         "scope": cache["scope"] or render.UNKNOWN,

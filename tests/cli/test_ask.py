@@ -124,7 +124,7 @@ def test_bytes_that_are_no_text(semcache: Semcache) -> None:
 def test_the_receipt_line(semcache: Semcache, daemon: FakeDaemon) -> None:
     ran = semcache("ask", "hi", "--verbose")
     assert ran.err == (
-        '● semantic 0.962 ← "What is the capital of Australia?" (2 min ago) · 18 of 21 prompt tokens reused'
+        '◕ semantic 0.962 ← "What is the capital of Australia?" (2 min ago) · 18 of 21 prompt tokens reused'
         " · first token 11 ms · 0.15 s\n"
     )
     assert semcache("ask", "hi", "--verbose", "--quiet").err == ""
@@ -244,7 +244,7 @@ def on_terminal(process: Process, *arguments: str) -> tuple[int, str]:
 def test_on_a_terminal_the_receipt_is_dim_and_the_answer_plain(process: Process, daemon: FakeDaemon) -> None:
     code, seen = on_terminal(process, "ask", "hi")
     assert code == 0
-    assert seen.startswith("Canberra.\u2028\n\x1b[2m● semantic 0.962 ←")
+    assert seen.startswith("Canberra.\u2028\n\x1b[2m◕ semantic 0.962 ←")
 
 
 def test_on_a_terminal_without_a_prompt_it_shows_how(process: Process, daemon: FakeDaemon) -> None:
