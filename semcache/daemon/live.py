@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, Sampling
@@ -34,7 +34,11 @@ class Live:
 
     def publish(self, event: Event) -> None:
         """From any thread; keeps the order."""
-        self._loop.call_soon_threadsafe(self._arrive, event)
+        self.soon(self._arrive, event)
+
+    def soon(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call on the event loop, from any thread, after what was published before."""
+        self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _arrive(self, event: Event) -> None:
         self._events.put_nowait(event)

@@ -310,7 +310,7 @@ class Service:
     def _publish(self, live: Live, event: Event) -> None:
         live.publish(event)
         if isinstance(event, Matched | End) or len(live.request.output_tokens) == 1:
-            live._loop.call_soon_threadsafe(self._journal.changed, live.request)
+            live.soon(self._journal.changed, live.request)
 
     def _account(self, request: Request, *, saved_ms: float) -> None:
         work = asyncio.get_running_loop().run_in_executor(self._pool, self._journal.record, request, saved_ms)

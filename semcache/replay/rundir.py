@@ -28,7 +28,7 @@ class RunDir:
     def __init__(self, path: Path, records: list[RequestRecord]) -> None:
         self.path = path
         self.records = records  # of the whole run, earlier sessions included
-        # A lone surrogate in an answer becomes \udXXX, which is how JSON itself writes it.
+        # A lone surrogate in an answer becomes an escape such as \udc80, which is how JSON itself writes it.
         self._log = (path / REQUESTS).open("a", encoding="utf-8", errors="backslashreplace")
 
     @staticmethod
