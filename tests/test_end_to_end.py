@@ -193,6 +193,20 @@ def test_a_client_that_leaves_cancels_its_work(shared_daemon: RunningDaemon) -> 
     assert shared_daemon.get("/v1/semcache/status")["queue"] == {"running": 0, "waiting": 0}
 
 
+def test_clearing_beside_a_running_request_removes_what_was_answered(make_daemon: Callable[..., RunningDaemon]) -> None:
+    daemon = make_daemon()
+    daemon.ask(QUESTION, user="ann")
+    # Its look-up is done and thousands of tokens are still to be computed while another user's entries are removed.
+    body = {"messages": [{"role": "user", "content": "word " * 3500}], "stream": True, "user": "ben"}
+    with daemon.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        next(reply.iter_lines())
+        with daemon.http() as other:
+            removed = other.post("/v1/semcache/clear", json={"user": "ann"}).json()
+    assert removed == {"entries": 1, "blocks": 1}
+    assert daemon.ask(QUESTION, user="ann")["cache"]["outcome"] == "miss"
+    daemon.stop()
+
+
 def test_stream_equals_plain_and_ends_with_the_receipt(shared_daemon: RunningDaemon) -> None:
     row = rows("support", "train")[0]
     body = {"messages": [{"role": "user", "content": row["question"]}], "user": "streamer", "cache": "off"}

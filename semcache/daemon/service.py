@@ -68,7 +68,8 @@ class Service:
         self._pool = pool
         self._flights = Flights()
         self._live: set[asyncio.Task[None]] = set()
-        self._aftermath: set[asyncio.Future[None]] = set()
+        # Writing that is due, or will be once its request has ended.
+        self._aftermath: dict[asyncio.Future[None], Request] = {}
         self._last_asked = time.monotonic()
         self.is_draining = False
 
@@ -137,12 +138,22 @@ class Service:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=5)
-        await self.settled()
-
-    async def settled(self) -> None:
-        """Wait until everything that ended before now is written."""
         while self._aftermath:
             await asyncio.wait(set(self._aftermath))
+
+    async def settled(self, user: str | None = None) -> None:
+        """Wait until what ended before now, of everybody or of one user, is written; not for what still runs."""
+        due = {
+            future
+            for future, request in self._aftermath.items()
+            if request.state.is_terminal and user in (None, request.user)
+        }
+        if due:
+            await asyncio.wait(due)
+
+    def _due(self, future: asyncio.Future[None], request: Request) -> None:
+        self._aftermath[future] = request
+        future.add_done_callback(lambda done: self._aftermath.pop(done, None))
 
     # One request
 
@@ -211,6 +222,8 @@ class Service:
         self, request: Request, model: ModelKey, granted: Access, flight: Flight | None
     ) -> None:
         loop = asyncio.get_running_loop()
+        if granted.read:
+            await self.settled(request.user)  # who has an answer in hand finds it, also in other words
         match = await loop.run_in_executor(self._pool, self._lookup.find, request, granted, model)
         request.times.embed_ms, request.times.lookup_ms = match.embed_ms, match.lookup_ms
         if match.answer is not None:
@@ -246,8 +259,7 @@ class Service:
         def hand_over(done: Request, kv: PromptKV | None) -> None:
             loop.call_soon_threadsafe(self._after, done, kv, match, model, granted, flight, ended)
 
-        self._aftermath.add(ended)
-        ended.add_done_callback(self._aftermath.discard)
+        self._due(ended, request)
         if flight is not None:
             flight.is_computing = True  # cleared by `_after`, whatever becomes of this coroutine
         request.state = RequestState.WAITING  # from here on it belongs to the engine thread
@@ -314,9 +326,7 @@ class Service:
 
     def _account(self, request: Request, *, saved_ms: float) -> None:
         work = asyncio.get_running_loop().run_in_executor(self._pool, self._journal.record, request, saved_ms)
-        done: asyncio.Future[None] = asyncio.ensure_future(work)
-        self._aftermath.add(done)
-        done.add_done_callback(self._aftermath.discard)
+        self._due(asyncio.ensure_future(work), request)
 
 
 def _tokenise(served: Served, ask: Ask) -> list[int]:
