@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from semcache.store.aliases import Aliases
+from semcache.store.database import Database
 from semcache.store.entries import Entries, Entry
 from semcache.store.incidents import Incidents
 from semcache.store.vectors import Partition, VectorIndex, unit
@@ -20,8 +22,18 @@ def partition_of(entry: Entry) -> Partition:
 class Answers:
     """Rows change first, the index follows; an id in the index without a row is dropped when it is met."""
 
-    def __init__(self, entries: Entries, incidents: Incidents, clock: Callable[[], float], ttl_s: float) -> None:
+    def __init__(
+        self,
+        db: Database,
+        entries: Entries,
+        aliases: Aliases,
+        incidents: Incidents,
+        clock: Callable[[], float],
+        ttl_s: float,
+    ) -> None:
+        self._db = db
         self.entries = entries
+        self._aliases = aliases
         self._vectors = VectorIndex(entries.vectors)
         self._incidents = incidents
         self._clock = clock
@@ -39,12 +51,30 @@ class Answers:
                 return [(entries[entry_id], score) for entry_id, score in found]
             self.unindex(gone)  # deleted, damaged or expired: ask again, so that k are found where k are left
 
+    def nearest_and_donor(
+        self, scope: str, vector: np.ndarray, k: int, partition: Partition
+    ) -> tuple[list[tuple[Entry, float]], tuple[Entry, float] | None]:
+        """`nearest` of a partition, and the nearest entry of any partition of its embedder."""
+        while True:
+            found, donor = self._vectors.nearest_and_donor(scope, vector, k, partition)
+            wanted = [*found, donor] if donor is not None else found
+            entries = self.entries.by_ids([entry_id for entry_id, _ in wanted], self._clock())
+            gone = {entry_id for entry_id, _ in found if not _belongs(entries.get(entry_id), scope, partition)}
+            gone |= {entry_id for entry_id, _ in wanted if not _belongs(entries.get(entry_id), scope, None)}
+            if not gone:
+                near = [(entries[entry_id], score) for entry_id, score in found]
+                return near, None if donor is None else (entries[donor[0]], donor[1])
+            self.unindex([(scope, entry_id) for entry_id in gone])
+
     def has_neighbours(self, scope: str, partition: Partition | None) -> bool:
         """Whether `nearest` could find anything, rows not verified."""
         return self._vectors.has(scope, partition)
 
     def put(self, entry: Entry) -> None:
-        """Keep an answer in place of older ones to the same request; may raise sqlite3.Error."""
+        """Keep an answer in place of older ones to the same request, whose aliases it inherits if it says the same.
+
+        May raise sqlite3.Error.
+        """
         if entry.vector is not None and (entry.embedder is None or unit(entry.vector) is None):
             self._refused(entry, "its vector has no direction or no embedder")
             entry = replace(entry, embedding=None, embedder=None)
@@ -52,7 +82,12 @@ class Answers:
             entry = replace(entry, expires_at=entry.created_at + self._ttl_s)
         if entry.last_used_at < entry.created_at:
             entry = replace(entry, last_used_at=entry.created_at)
-        self.unindex(self.entries.insert(entry))
+        with self._db.transaction() as connection:
+            aliases = self._aliases.inherited(connection, entry)
+            replaced = self.entries.insert(connection, entry)
+            gone = {entry_id for _, entry_id in replaced}
+            self._aliases.move(connection, [row for row in aliases if row["entry_id"] in gone], entry)
+        self.unindex(replaced)
         vector = entry.vector
         if vector is not None and not self._vectors.add(entry.scope, entry.id, partition_of(entry), vector):
             self._refused(entry, "its vector has another dimension than its embedder's others")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -20,6 +20,9 @@ from semcache.errors import StoreError
 from semcache.store.database import Database, Params
 
 Kind = Literal["block", "tail"]
+
+# Rows read at once: other threads get the lock in between.
+PAGE_ROWS = 4096
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -105,8 +108,7 @@ class BlockRow:
         """Where the file lies below `kv/`; None when a damaged row names no safe place."""
         if not (_FOLDER_NAME.fullmatch(str(self.model)) and _HASH.fullmatch(str(self.hash))):
             return None
-        suffix = ".tail.safetensors" if self.kind == "tail" else ".safetensors"
-        return f"{self.model}/{self.hash[:2]}/{self.hash}{suffix}"
+        return _path(self.model, self.hash, self.kind)
 
     def matches(self, key: BlockKey) -> bool:
         """Whether this row is about exactly the tokens of `key`, not only about the same hash."""
@@ -117,6 +119,10 @@ class BlockRow:
             and self.num_tokens == len(key.token_ids)
             and self.token_ids == pack_tokens(key.token_ids)
         )
+
+
+def _path(model: str, hash_: str, kind: str) -> str:
+    return f"{model}/{hash_[:2]}/{hash_}{'.tail' if kind == 'tail' else ''}.safetensors"
 
 
 _COLUMNS = tuple(item.name for item in fields(BlockRow))
@@ -138,6 +144,21 @@ class Blocks:
         """The rows of these hashes that exist and are not past the TTL."""
         where = "hash IN (SELECT value FROM json_each(?)) AND created_at > ?"
         return {row.hash: row for row in self.select(where, (json.dumps(list(hashes)), self._oldest_live(now_s)))}
+
+    def uses(self) -> Iterator[sqlite3.Row]:
+        """How every block was used and whose child it is, without its tokens."""
+        sql = (
+            "SELECT hash, parent, user, first_token, size_bytes, created_at, last_used_at, hits, compute_ms "
+            "FROM blocks WHERE hash > ? ORDER BY hash LIMIT ?"
+        )
+        after = ""
+        while page := self._db.rows(sql, (after, PAGE_ROWS)):
+            after = page[-1]["hash"]
+            yield from page
+
+    def paths(self) -> set[str]:
+        """Where the files of all rows lie; of a damaged row it may be a place where no file can be."""
+        return {_path(*row) for row in self._db.rows("SELECT model, hash, kind FROM blocks")}
 
     def all(self) -> list[BlockRow]:
         return [BlockRow(*row) for row in self._db.rows(_SELECT)]

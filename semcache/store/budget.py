@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import Blocks
 from semcache.store.database import Database
-from semcache.store.evict import Candidate, Order, bytes_to_free, choose_answers, choose_blocks
+from semcache.store.evict import Candidate, Rank, Use, bytes_to_free, choose_answers, choose_blocks
 from semcache.store.incidents import Incidents
+from semcache.store.rows import number
 from semcache.store.tiers import Tiers
 
 # Rows per transaction: short enough that a look-up waits a few milliseconds for the lock, not for a whole eviction.
@@ -25,7 +27,7 @@ class DiskLimits:
 
     total_bytes: int
     user_bytes: int
-    order: Order
+    order: Rank
 
 
 class DiskBudget:
@@ -37,6 +39,7 @@ class DiskBudget:
         *,
         db: Database,
         answers: Answers,
+        aliases: Aliases,
         tiers: Tiers,
         blocks: Blocks,
         incidents: Incidents,
@@ -44,6 +47,7 @@ class DiskBudget:
         self._limits = limits
         self._db = db
         self._answers = answers
+        self._aliases = aliases
         self._tiers = tiers
         self._blocks = blocks
         self._incidents = incidents
@@ -55,12 +59,9 @@ class DiskBudget:
 
     def refresh(self) -> None:
         """Set the estimates to the exact sums."""
-        rows = self._db.rows(
-            "SELECT user, sum(size_bytes) FROM (SELECT user, size_bytes FROM blocks UNION ALL "
-            "SELECT user, size_bytes FROM entries) GROUP BY user"
-        )
+        rows = self._db.rows("SELECT user, sum(size_bytes) FROM stored_bytes GROUP BY user")
         with self._lock:
-            self._user_bytes = {row[0]: row[1] for row in rows}
+            self._user_bytes = {str(row[0]): int(number(row[1])) for row in rows}
             self._total_bytes = sum(self._user_bytes.values())
 
     def added(self, user: str, size_bytes: int) -> bool:
@@ -98,21 +99,46 @@ class DiskBudget:
 
     def _shrink(self, user: str | None, limit_bytes: int) -> int:
         mine, params = ("1", ()) if user is None else ("user = ?", (user,))
-        budget = bytes_to_free(limit_bytes, self._sum("entries", mine, params), self._sum("blocks", mine, params))
+        answer_bytes = self._sum("entries", mine, params) + self._sum("aliases", mine, params)
+        budget = bytes_to_free(limit_bytes, answer_bytes, self._sum("blocks", mine, params))
         num = 0
         if budget.answer_bytes:
-            rows = self._db.rows(
-                f"SELECT id, size_bytes FROM entries WHERE pinned = 0 AND {mine} ORDER BY {self._limits.order.sql}, id",  # noqa: S608
-                params,
-            )
-            victims = choose_answers(((row["id"], row["size_bytes"]) for row in rows), budget.answer_bytes)
-            num += self._drop_entries(victims, "evicted_entries")
+            num += self._drop_answers(budget.answer_bytes, mine, params)
         if budget.block_bytes:
-            order = f"{self._limits.order.sql}, first_token DESC, hash"
-            rows = self._db.rows(f"SELECT hash, parent, size_bytes, user FROM blocks ORDER BY {order}")  # noqa: S608
-            candidates = [Candidate(row[0], row[1], row[2], user is None or row[3] == user) for row in rows]
+            candidates = self._blocks_in_order(user)
             num += self._drop_blocks(choose_blocks(candidates, budget.block_bytes), "evicted_blocks")
         return num
+
+    def _drop_answers(self, free_bytes: int, mine: str, params: Sequence[Any]) -> int:
+        """Entries and aliases compete by their last use: a user's aliases may all be of other users' entries."""
+        used = "size_bytes, created_at, last_used_at, hits"
+        # An alias saves what its entry saves.
+        rows = self._db.rows(
+            f"SELECT id AS name, {used}, compute_ms FROM entries WHERE pinned = 0 AND {mine} UNION ALL "  # noqa: S608
+            f"SELECT number, {used}, (SELECT compute_ms FROM entries WHERE id = entry_id) FROM aliases WHERE {mine}",
+            (*params, *params),
+        )
+        order = self._limits.order
+        rows.sort(key=lambda row: (order(Use.of_row(row)), str(row["name"])))
+        victims: list[str | int] = choose_answers(
+            ((row["name"], int(number(row["size_bytes"]))) for row in rows), free_bytes
+        )
+        num_aliases = self._aliases.drop([name for name in victims if isinstance(name, int)])
+        self._incidents.count("evicted_aliases", num_aliases)
+        return num_aliases + self._drop_entries([name for name in victims if isinstance(name, str)], "evicted_entries")
+
+    def _blocks_in_order(self, user: str | None) -> list[Candidate]:
+        """All blocks, what leaves first first; of equals the one furthest from the start of its prompt."""
+        order = self._limits.order
+        ranked = [
+            ((order(Use.of_row(row)), -number(row["first_token"]), str(row["hash"])), row)
+            for row in self._blocks.uses()
+        ]
+        ranked.sort(key=lambda pair: pair[0])
+        return [
+            Candidate(row["hash"], row["parent"], int(number(row["size_bytes"])), user is None or row["user"] == user)
+            for _, row in ranked
+        ]
 
     def _sum(self, table: str, where: str, params: Sequence[Any]) -> int:
         return self._db.number(f"SELECT sum(size_bytes) FROM {table} WHERE {where}", params)  # noqa: S608

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from semcache.store.aliases import Aliases
 from semcache.store.blocks import BlockRow, Blocks
 from semcache.store.database import Database
 from semcache.store.entries import Entries
+from semcache.store.evidence import EvidenceTable
 from semcache.store.files import TEMP_SUFFIX, Files
+from semcache.store.rows import Fault
 from semcache.store.tensors import DamageError
 from semcache.store.tiers import Tiers
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that does not fit. `item` is an entry id, a path below `kv/`, or the database."""
+    """One thing that does not fit. `item` is an entry id, a path below `kv/`, a scope, or the database."""
 
-    kind: str  # damaged_entry, damaged_block, unreadable_block, stray_file, leftover_temp, database
+    # damaged_entry, damaged_block, unreadable_block, stray_file, leftover_temp, database, damaged_alias, orphan_alias,
+    # damaged_evidence, orphan_evidence
+    kind: str
     item: str
     detail: str
 
@@ -38,20 +45,21 @@ class CheckResult:
         return not self.problems or self.fixed
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[str]:
+    """Every file, as a path relative to the folder."""
+    skip = len(str(folder)) + 1
     for parent, _, names in os.walk(folder):
+        below = f"{parent[skip:]}/" if len(parent) >= skip else ""
         for name in names:
-            yield Path(parent) / name
+            yield below + name
 
 
 def strays(folder: Path, db: Database, blocks: Blocks, files: Files) -> Iterator[tuple[Path, str]]:
     """(file, kind) below `folder` that no row speaks for, while nobody can add one."""
-    listed = list(files_below(folder))
-    known = {row.relative_path for row in blocks.all()}
-    for path in listed:
-        relative = path.relative_to(folder).as_posix()
-        if relative in known:
-            continue
+    unknown = set(files_below(folder))
+    unknown -= blocks.paths()
+    for relative in sorted(unknown):
+        path = folder / relative
         if path.name.endswith(TEMP_SUFFIX):
             if not files.is_open_temp(path):
                 yield path, "leftover_temp"
@@ -77,9 +85,20 @@ def sweep(folder: Path, db: Database, blocks: Blocks, files: Files) -> tuple[int
 class Check:
     """One pass over everything that is stored."""
 
-    def __init__(self, db: Database, entries: Entries, blocks: Blocks, tiers: Tiers, files: Files) -> None:
+    def __init__(
+        self,
+        db: Database,
+        entries: Entries,
+        aliases: Aliases,
+        evidence: EvidenceTable,
+        blocks: Blocks,
+        tiers: Tiers,
+        files: Files,
+    ) -> None:
         self._db = db
         self._entries = entries
+        self._aliases = aliases
+        self._evidence = evidence
         self._blocks = blocks
         self._tiers = tiers
         self._files = files
@@ -88,13 +107,10 @@ class Check:
 
     def run(self, *, fix: bool) -> CheckResult:
         """What does not fit; with `fix` it is gone afterwards, so that a second check is clean."""
-        database = self._db.quick_check()
-        if database != "ok":
-            self._db.is_corrupt = True
-            # Only the next start can replace the file under the connection.
-            self._found("database", self._db.path.name, database, fixed=False)
+        database = self._check_database(fix=fix)
         size_bytes = self._check_blocks(fix=fix)
         self._check_entries(fix=fix)
+        self._check_faults(fix=fix)
         self._check_strays(fix=fix)
         return CheckResult(
             entries=self._db.number("SELECT count(*) FROM entries"),
@@ -102,8 +118,21 @@ class Check:
             size_bytes=size_bytes,
             problems=tuple(self._problems),
             fixed=fix and bool(self._problems) and self._num_unfixed == 0,
-            database=database,
+            database=database or "ok",
         )
+
+    def _check_database(self, *, fix: bool) -> str | None:
+        """What is wrong with the file after the repair; an index can be made anew, a table cannot."""
+        found = left = self._db.find_damage(thorough=True)
+        if found is not None and fix:
+            with suppress(sqlite3.Error):
+                self._db.rebuild_indexes()
+            left = self._db.find_damage(thorough=True)
+        # Only the next start can replace the file under the connection.
+        self._db.is_corrupt = left is not None
+        if found is not None:
+            self._found("database", self._db.path.name, found, fixed=left is None)
+        return left
 
     def _found(self, kind: str, item: str, detail: str, *, fixed: bool) -> None:
         self._problems.append(Problem(kind, item, detail))
@@ -142,6 +171,15 @@ class Check:
         for entry_id in self._entries.damaged_ids():
             fixed = fix and bool(self._entries.delete([entry_id]))
             self._found("damaged_entry", entry_id, "checksum does not match", fixed=fixed)
+
+    def _check_faults(self, *, fix: bool) -> None:
+        for fault in (*self._aliases.faults(), *self._evidence.faults()):
+            self._found(fault.kind, fault.item, fault.detail, fixed=fix and self._delete(fault))
+
+    def _delete(self, fault: Fault) -> bool:
+        with self._db.transaction() as connection:
+            sql = f"DELETE FROM {fault.table} WHERE rowid = ?"  # noqa: S608 - a name from our own code
+            return connection.execute(sql, (fault.number,)).rowcount > 0
 
     def _check_strays(self, *, fix: bool) -> None:
         folder = self._tiers.disk.folder

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 BUSY_TIMEOUT_S = 10.0
 CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
+# What became of the owner before: it closed the folder, it did not get to that, or it left a database that is damaged.
+LastRun = Literal["clean", "killed", "damaged"]
 Params = Sequence[Any] | Mapping[str, Any]
 
 
@@ -34,7 +36,8 @@ class Database:
         # A damaged text must reach its checksum instead of failing every query that meets it.
         self.connection.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
-            self._configure(durable=durable)
+            with self.watching():
+                self._configure(durable=durable)
         except sqlite3.Error:
             self.connection.close()
             raise
@@ -51,23 +54,26 @@ class Database:
             self.connection.execute(f"PRAGMA {pragma}")
 
     def rows(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
-        with self.lock, self._watching():
+        with self.lock, self.watching():
             return self.connection.execute(sql, params).fetchall()
 
     def row(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
-        with self.lock, self._watching():
+        with self.lock, self.watching():
             found: sqlite3.Row | None = self.connection.execute(sql, params).fetchone()
             return found
 
     def number(self, sql: str, params: Params = ()) -> int:
-        """The single number that a query yields; NULL is 0."""
+        """The single number that a query yields; NULL is 0, and so is what damage made of one."""
         row = self.row(sql, params)
-        return int(row[0] or 0) if row is not None else 0
+        try:
+            return int(row[0] or 0) if row is not None else 0
+        except (OverflowError, ValueError):
+            return 0
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; committed when the block ends, never nested."""
-        with self.lock, self._watching():
+        with self.lock, self.watching():
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self.connection
@@ -78,20 +84,33 @@ class Database:
                 raise
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Remember that SQLite called the file corrupt, so that the next start looks at all of it."""
         try:
             yield
+        except UnicodeDecodeError as error:
+            # Python cannot read SQLite's message, because it quotes a schema that is no text any more.
+            self.is_corrupt = True
+            raise corruption(f"the schema is damaged: {error}") from error
         except sqlite3.DatabaseError as error:
             self.is_corrupt = self.is_corrupt or is_corruption(error)
             raise
 
-    def quick_check(self) -> str:
-        """`ok`, or what SQLite finds wrong with the file."""
+    def find_damage(self, *, thorough: bool) -> str | None:
+        """What SQLite finds wrong with the file, None for nothing; `thorough` also compares indexes with tables."""
         try:
-            return "; ".join(str(row[0]) for row in self.rows("PRAGMA quick_check(10)"))
+            pragma = "integrity_check" if thorough else "quick_check"
+            found = "; ".join(str(row[0]) for row in self.rows(f"PRAGMA {pragma}(10)"))
         except sqlite3.Error as error:
-            return str(error)
+            found = str(error)
+        return None if found == "ok" else found
+
+    def rebuild_indexes(self) -> None:
+        """Make every index anew from its table; a table whose rows break an index's rule is corrupt."""
+        try:
+            self.rows("REINDEX")
+        except sqlite3.IntegrityError as error:
+            raise corruption(str(error)) from error
 
     def truncate_log(self) -> None:
         """Move everything into the database file and empty the write-ahead log, so that deleted text is in neither."""
@@ -106,6 +125,13 @@ class Database:
         with self.lock:
             self.is_open = False
             self.connection.close()
+
+
+def corruption(what: str) -> sqlite3.DatabaseError:
+    """The error that SQLite raises for a corrupt file, for what only we can see."""
+    error = sqlite3.DatabaseError(what)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def is_corruption(error: sqlite3.Error) -> bool:

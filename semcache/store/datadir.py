@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 from semcache.errors import StoreError
+from semcache.store.database import LastRun
 
 LOCK_NAME = "store.lock"
+_DAMAGED = b"damaged\n"  # in the lock file instead of a process id
 NETWORK_FILESYSTEMS = (
     "nfs", "cifs", "smb", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs", "fuse.ceph",
     "ceph", "lustre", "gpfs", "beegfs", "orangefs", "afs", "glusterfs", "davfs", "fuse.davfs",
@@ -52,7 +54,7 @@ class DataDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.was_clean = True  # False when the last owner did not get to `release`
+        self.last_run: LastRun = "clean"
         self._fd = -1
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,7 +77,8 @@ class DataDir:
                 "stop it with `semcache daemon stop` or set SEMCACHE_HOME to another folder"
             ) from error
         try:
-            self.was_clean = os.fstat(self._fd).st_size == 0
+            left = os.pread(self._fd, len(_DAMAGED) + 1, 0)
+            self.last_run = "clean" if not left else "damaged" if left == _DAMAGED else "killed"
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
@@ -84,11 +87,13 @@ class DataDir:
                 f"cannot write {self.path / LOCK_NAME}: {error.strerror}; free some space or set SEMCACHE_HOME"
             ) from error
 
-    def release(self, *, clean: bool) -> None:
-        """Give up ownership; an unclean release makes the next owner check the whole database."""
+    def release(self, state: LastRun) -> None:
+        """Give up ownership and leave word for the next owner, who looks at the database the more closely."""
         if self._fd < 0:
             return
-        if clean:
+        if state != "killed":
             os.ftruncate(self._fd, 0)
+        if state == "damaged":
+            os.pwrite(self._fd, _DAMAGED, 0)
         os.close(self._fd)
         self._fd = -1

@@ -6,8 +6,12 @@ database lock, so a block that is deleted and written again at the same time can
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from semcache.store.blocks import BlockKey, BlockRow, Blocks, Owner, pack_tokens
@@ -15,6 +19,38 @@ from semcache.store.database import Database
 from semcache.store.files import Files
 from semcache.store.incidents import Incidents
 from semcache.store.tensors import DamageError, Stored, checksum, decode, encode
+
+# Files of one prompt that are read at the same time: enough to keep a drive busy, few enough to leave it to others.
+NUM_READERS = min(4, 2 * (os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """A block as its file's bytes, with tensors that are views of them; nobody else changes either."""
+
+    key: BlockKey
+    content: bytearray
+    stored: Stored
+    owner: Owner
+    created_at: float
+    compute_ms: float
+
+    @staticmethod
+    def of(key: BlockKey, stored: Stored, owner: Owner, *, now_s: float, compute_ms: float) -> Unwritten:
+        """The one copy on the way to the disk; afterwards the caller's tensors may change."""
+        content = encode(stored)
+        own = decode(content, is_tail=key.kind == "tail", num_tokens=len(key.token_ids))
+        return Unwritten(key, content, own, owner, now_s, compute_ms)
+
+    def row(self) -> BlockRow:
+        """The row of the file to be."""
+        key, owner = self.key, self.owner
+        return BlockRow(
+            hash=key.hash, kind=key.kind, scope=owner.scope, model=owner.model, fingerprint=owner.fingerprint,
+            parent=key.parent, first_token=key.first_token, num_tokens=len(key.token_ids),
+            token_ids=pack_tokens(key.token_ids), size_bytes=len(self.content), checksum=checksum(self.content),
+            user=owner.user, created_at=self.created_at, last_used_at=self.created_at, compute_ms=self.compute_ms,
+        )  # fmt: skip
 
 
 class DiskTier:
@@ -29,6 +65,27 @@ class DiskTier:
         self._files = files
         self._incidents = incidents
         self._durable = durable
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="semcache-read")
+
+    def close(self) -> None:
+        """Let the readers go; what is being read is finished."""
+        self._readers.shutdown()
+
+    def read_ahead(self, rows: Sequence[BlockRow]) -> Generator[Callable[[], Stored], None, None]:
+        """For each row a call that gives what `read` gives; several files are read at once. Close it to stop early."""
+        if len(rows) == 1:  # nothing to overlap with
+            yield partial(self.read, rows[0])
+            return
+        pending: list[Future[Stored]] = []
+        try:
+            pending += [self._readers.submit(self.read, row) for row in rows]
+            for future in pending:
+                yield future.result
+        except RuntimeError as error:  # no new reads after `close`
+            raise OSError(f"the store is closing: {error}") from error
+        finally:
+            for future in pending:
+                future.cancel()
 
     def read(self, row: BlockRow) -> Stored:
         """The tensors of a row; DamageError when the file is not what the row says, OSError when it cannot be read."""
@@ -58,36 +115,20 @@ class DiskTier:
             raise DamageError("its row names no valid path")
         return self.folder / relative
 
-    def write(
-        self,
-        key: BlockKey,
-        stored: Stored,
-        owner: Owner,
-        *,
-        now_s: float,
-        compute_ms: float,
-        published: Callable[[BlockRow, Stored], None],
-    ) -> BlockRow | None:
+    def write(self, block: Unwritten, *, published: Callable[[BlockRow, Stored], None]) -> BlockRow | None:
         """Write and publish a block; None when the machine refuses, with nothing left behind.
 
-        `published` is called before anybody can delete the new row, with tensors that only it has.
+        `published` is called before anybody can delete the new row.
         """
-        content = encode(stored)
-        own = decode(content, is_tail=key.kind == "tail", num_tokens=len(key.token_ids))
-        row = BlockRow(
-            hash=key.hash, kind=key.kind, scope=owner.scope, model=owner.model, fingerprint=owner.fingerprint,
-            parent=key.parent, first_token=key.first_token, num_tokens=len(key.token_ids),
-            token_ids=pack_tokens(key.token_ids), size_bytes=len(content), checksum=checksum(content), user=owner.user,
-            created_at=now_s, last_used_at=now_s, compute_ms=compute_ms,
-        )  # fmt: skip
+        row = block.row()
         path = self.path_of(row)
         try:
-            temp = self._files.write_temp(path, content, durable=self._durable)
+            temp = self._files.write_temp(path, block.content, durable=self._durable)
             with self._db.lock:
                 self._publish(temp, path, row)
-                published(row, own)
+                published(row, block.stored)
         except (OSError, sqlite3.Error) as error:
-            self._incidents.failure("write_failures", f"block {key.hash[:12]}", error)
+            self._incidents.failure("write_failures", f"block {row.hash[:12]}", error)
             return None
         return row
 

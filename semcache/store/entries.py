@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from semcache.errors import UsageError
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
+from semcache.store.rows import checksum
 
 # Embeddings read at once: about 6 MB, and other threads get the lock in between.
 PAGE_ROWS = 4096
@@ -91,22 +91,15 @@ def pack_vector(vector: np.ndarray) -> bytes:
 # Use moves these; everything else is covered by the checksum.
 _MUTABLE = frozenset({"last_used_at", "hits", "pinned"})
 _FIELDS = tuple(item.name for item in fields(Entry))
+_IMMUTABLE = tuple(name for name in _FIELDS if name not in _MUTABLE)
 _COLUMNS = (*_FIELDS, "size_bytes", "checksum")
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM entries"  # noqa: S608 - column names of our own dataclass
 _INSERT = f"INSERT INTO entries ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
 
 
 def row_checksum(row: Mapping[str, Any] | sqlite3.Row) -> str:
-    """xxh3-128 over every column that never changes, as stored, each with its type and length."""
-    digest = xxhash.xxh3_128()
-    for name in _FIELDS:
-        if name in _MUTABLE:
-            continue
-        value = row[name]
-        content = value if isinstance(value, bytes) else repr(value).encode()
-        digest.update(f"{name}:{type(value).__name__}:{len(content)};".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    """Over every column that never changes."""
+    return checksum(row, _IMMUTABLE)
 
 
 def _to_row(entry: Entry) -> dict[str, Any]:
@@ -160,7 +153,13 @@ class Entries:
             self._incidents.failure("write_failures", f"deletion of {len(ids)} damaged entries", error)
 
     def find_exact(self, scope: str, request_key: str, now_s: float) -> list[Entry]:
-        return self.select("scope = ? AND request_key = ?", (scope, request_key), now_s)
+        found = self.select("scope = ? AND request_key = ?", (scope, request_key), now_s)
+        # SQLite believes its index; a damaged one can name the row of another request.
+        right = [entry for entry in found if (entry.scope, entry.request_key) == (scope, request_key)]
+        if len(right) < len(found):
+            self._db.is_corrupt = True
+            self._incidents.damage("damaged_entries", f"{len(found) - len(right)} entries", "found under a wrong key")
+        return right
 
     def by_ids(self, ids: Sequence[str], now_s: float) -> dict[str, Entry]:
         where = "id IN (SELECT value FROM json_each(?))"
@@ -178,23 +177,22 @@ class Entries:
             params = (*params, match, match, len(match), match)
         return self.select(where, params, now_s, order=SORTS[sort], limit=limit)
 
-    def insert(self, entry: Entry) -> list[tuple[str, str]]:
+    def insert(self, connection: sqlite3.Connection, entry: Entry) -> list[tuple[str, str]]:
         """Add an entry in place of older answers to the same request; returns (scope, id) of what it replaced.
 
         A finished answer replaces finished ones. A cut one replaces cut ones of its own length: a longer cut answer
         may serve a request that a shorter one cannot.
         """
         row = _to_row(entry)
-        with self._db.transaction() as connection:
-            replaced = connection.execute(
-                "DELETE FROM entries WHERE id = :id OR (scope = :scope AND request_key = :request_key "
-                "AND (finish_reason = 'length') = (:finish_reason = 'length') "
-                "AND (finish_reason <> 'length' OR num_completion_tokens = :num_completion_tokens)) "
-                "RETURNING scope, id, pinned",
-                row,
-            ).fetchall()
-            row["pinned"] |= int(any(old["pinned"] for old in replaced))  # a refreshed answer stays pinned
-            connection.execute(_INSERT, row)
+        replaced = connection.execute(
+            "DELETE FROM entries WHERE id = :id OR (scope = :scope AND request_key = :request_key "
+            "AND (finish_reason = 'length') = (:finish_reason = 'length') "
+            "AND (finish_reason <> 'length' OR num_completion_tokens = :num_completion_tokens)) "
+            "RETURNING scope, id, pinned",
+            row,
+        ).fetchall()
+        row["pinned"] |= int(any(old["pinned"] for old in replaced))  # a refreshed answer stays pinned
+        connection.execute(_INSERT, row)
         return [(old["scope"], old["id"]) for old in replaced]
 
     def touch(self, entry_id: str, now_s: float) -> None:
@@ -218,20 +216,26 @@ class Entries:
     def ids(self, where: str, params: Params) -> list[str]:
         return [row["id"] for row in self._db.rows(f"SELECT id FROM entries WHERE {where}", params)]  # noqa: S608
 
+    def scopes(self, where: str, params: Params) -> list[str]:
+        return [row["scope"] for row in self._db.rows(f"SELECT DISTINCT scope FROM entries WHERE {where}", params)]  # noqa: S608
+
     def damaged_ids(self) -> list[str]:
         """Ids of rows that fail their checksum, without deleting anything; for `check`."""
         return [row["id"] for row in self._db.rows(_SELECT) if row["checksum"] != row_checksum(row)]
 
     def vectors(self, scope: str) -> Iterator[tuple[str, tuple[str, str, str, str], bytes]]:
         """(id, (fingerprint, context_key, params_key, embedder), embedding) of a scope, for the index."""
+        # In the order of the index on (scope, request_key), so that a page costs a page and not the whole scope.
         sql = (
-            "SELECT id, fingerprint, context_key, params_key, embedder, embedding FROM entries "
-            "WHERE scope = ? AND id > ? AND embedding IS NOT NULL AND embedder IS NOT NULL ORDER BY id LIMIT ?"
+            "SELECT id, fingerprint, context_key, params_key, embedder, embedding, request_key, rowid AS number "
+            "FROM entries WHERE scope = ? AND (request_key, rowid) > (?, ?) ORDER BY request_key, rowid LIMIT ?"
         )
-        after = ""
-        while page := self._db.rows(sql, (scope, after, PAGE_ROWS)):
-            after = page[-1]["id"]
+        after: tuple[str, int] = ("", -1)
+        while page := self._db.rows(sql, (scope, *after, PAGE_ROWS)):
+            after = page[-1]["request_key"], page[-1]["number"]
             for row in page:
+                if row["embedding"] is None or row["embedder"] is None:
+                    continue
                 yield (
                     row["id"],
                     (row["fingerprint"], row["context_key"], row["params_key"], row["embedder"]),
@@ -255,3 +259,12 @@ def where_owner(
         clauses.append("substr(scope, -length(?)) = ?")
         params += [f"#{namespace}", f"#{namespace}"]
     return " AND ".join(clauses), tuple(params)
+
+
+def is_owners(scope: str, by: str, *, scopes: Sequence[str] | None, user: str | None, namespace: str | None) -> bool:
+    """What the clause of `where_owner` says about one scope and user."""
+    return (
+        (scopes is None or scope in scopes)
+        and (user is None or by == user)
+        and (namespace is None or scope.endswith(f"#{namespace}"))
+    )

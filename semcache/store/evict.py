@@ -7,9 +7,16 @@ rest and whatever the answers leave. A chain of blocks shrinks from its end, bec
 from __future__ import annotations
 
 import heapq
+import math
+import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from semcache.store.rows import number
+
+Name = TypeVar("Name")
 
 ANSWER_SHARE = 0.25
 # Evicting a little more than needed makes the cost of choosing disappear in the writes between two evictions.
@@ -18,25 +25,46 @@ LOW_WATER = 0.95
 
 @dataclass(frozen=True)
 class Use:
-    """How one thing in RAM was used; numbers grow with each use of the tier."""
+    """What one stored thing costs and saves, and how it was used; times in seconds on one clock."""
 
-    added: int
-    last_used: int
+    added_s: float
+    last_used_s: float
     hits: int
+    size_bytes: int
+    compute_ms: float  # what computing it again would take
+
+    @staticmethod
+    def of_row(row: Mapping[str, Any] | sqlite3.Row) -> Use:
+        """From a row of blocks, entries or aliases; what a damaged row holds instead of a number counts as 0."""
+        return Use(
+            number(row["created_at"]), number(row["last_used_at"]), int(number(row["hits"])),
+            int(number(row["size_bytes"])), number(row["compute_ms"]),
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Order:
-    """One eviction order, for rows on disk and for things in RAM; what comes first leaves first."""
+Rank = Callable[[Use], tuple[float, ...]]
 
-    sql: str
-    ram: Callable[[Use], tuple[int, ...]]
+# Unused for this long, a thing is worth half; used once more, twice as much as a thing that was only stored.
+HALF_LIFE_S = 6 * 3600.0
+_LEAST_MS = 1e-6  # what was computed for nothing still has an order among its like
 
 
-ORDERS = {
-    "lru": Order("last_used_at", lambda use: (use.last_used,)),
-    "lfu": Order("hits, last_used_at", lambda use: (use.hits, use.last_used)),
-    "fifo": Order("created_at", lambda use: (use.added,)),
+def _saved_compute(use: Use) -> tuple[float, ...]:
+    """uses x compute_ms / size_bytes x 2^(-idle / HALF_LIFE_S), as a logarithm that needs no present time.
+
+    Frequency times cost over size is the value of GreedyDual-Size-Frequency (Cherkasova 1998). That algorithm ages by
+    adding the value of what it evicted last, which would have to be kept in every row; a half-life ages by itself.
+    """
+    saved_ms = (1 + max(0, use.hits)) * max(use.compute_ms, _LEAST_MS)
+    return (math.log2(saved_ms / max(1, use.size_bytes)) + use.last_used_s / HALF_LIFE_S,)
+
+
+# The eviction orders, for disk and RAM alike; what ranks lowest leaves first.
+ORDERS: dict[str, Rank] = {
+    "lru": lambda use: (use.last_used_s,),
+    "lfu": lambda use: (use.hits, use.last_used_s),
+    "fifo": lambda use: (use.added_s,),
+    "saved_compute": _saved_compute,
 }
 
 
@@ -69,13 +97,13 @@ def bytes_to_free(limit_bytes: int, used_answer_bytes: int, used_block_bytes: in
     return Budget(answers, max(0, left - int(LOW_WATER * limit_bytes)))
 
 
-def choose_answers(rows: Iterable[tuple[str, int]], free_bytes: int) -> list[str]:
-    """Ids from (id, size) in policy order, until enough is freed."""
-    victims: list[str] = []
-    for entry_id, size_bytes in rows:
+def choose_answers(rows: Iterable[tuple[Name, int]], free_bytes: int) -> list[Name]:
+    """Names from (name, size) in policy order, until enough is freed."""
+    victims: list[Name] = []
+    for name, size_bytes in rows:
         if free_bytes <= 0:
             break
-        victims.append(entry_id)
+        victims.append(name)
         free_bytes -= size_bytes
     return victims
 

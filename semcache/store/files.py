@@ -51,7 +51,11 @@ class Files:
 
     def publish(self, temp: Path, path: Path, *, durable: bool) -> None:
         """Give a temporary file its final name, replacing what was there."""
-        os.replace(temp, path)
+        try:
+            os.replace(temp, path)
+        except IsADirectoryError:
+            path.rmdir()
+            os.replace(temp, path)
         with self._lock:
             self._open_temps.discard(temp)
         if durable:
@@ -86,8 +90,11 @@ class Files:
         return content if num_bytes == len(content) else content[:num_bytes]
 
     def unlink(self, path: Path) -> None:
-        """Remove a file; one that is already gone is fine."""
-        path.unlink(missing_ok=True)
+        """Remove a file, or an empty folder in its place; one that is already gone is fine."""
+        try:
+            path.unlink(missing_ok=True)
+        except IsADirectoryError:
+            path.rmdir()
 
 
 def _make_private(folder: Path) -> None:

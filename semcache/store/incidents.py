@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LOG = logging.getLogger("semcache.store")
 
@@ -41,6 +44,22 @@ class Incidents:
                 self._last_logged_s[name] = now_s
         if not quiet:
             LOG.warning("%s (%d so far): %s: %s", name, total, what, why)
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """A read that the database refuses is a miss."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.failure("read_failures", what, error)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """A write that the database refuses did not happen."""
+        try:
+            yield
+        except (sqlite3.Error, UnicodeEncodeError) as error:  # text with lone surrogates has no UTF-8
+            self.failure("write_failures", what, error)
 
     def snapshot(self) -> dict[str, int]:
         with self._lock:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from semcache.errors import StoreError
-from semcache.store.database import Database, is_corruption
+from semcache.store.database import Database, LastRun, corruption, is_corruption
 
 # Below this a look at every page costs less than the rest of a start.
 SMALL_DATABASE_BYTES = 64 << 20
@@ -116,49 +117,184 @@ def _usage(db: sqlite_utils.Database) -> None:
     )
 
 
+def _aliases(db: sqlite_utils.Database) -> None:
+    db.execute("""
+        CREATE TABLE aliases (
+            number INTEGER PRIMARY KEY,
+            scope TEXT NOT NULL,
+            request_key TEXT NOT NULL,
+            entry_id TEXT NOT NULL REFERENCES entries (id) ON DELETE CASCADE,
+            prompt TEXT NOT NULL,          -- the other wording
+            user TEXT NOT NULL,            -- whose wording it is
+            created_at REAL NOT NULL,
+            last_used_at REAL NOT NULL,
+            hits INTEGER NOT NULL DEFAULT 0,
+            size_bytes INTEGER NOT NULL,   -- approximate, for the disk budget
+            checksum TEXT NOT NULL,
+            UNIQUE (scope, request_key)
+        )""")
+    db.execute("CREATE INDEX aliases_entry ON aliases (entry_id)")
+    db.execute("CREATE INDEX aliases_user ON aliases (user, size_bytes)")
+    db.execute("""
+        CREATE VIEW stored_bytes AS
+            SELECT user, size_bytes FROM blocks
+            UNION ALL SELECT user, size_bytes FROM entries
+            UNION ALL SELECT user, size_bytes FROM aliases""")
+
+
+def _evidence(db: sqlite_utils.Database) -> None:
+    db.execute("""
+        CREATE TABLE scope_evidence (
+            scope TEXT PRIMARY KEY,
+            state TEXT NOT NULL,           -- the policy's own
+            checksum TEXT NOT NULL,
+            updated_at REAL NOT NULL
+        )""")
+    db.execute("""
+        CREATE TABLE entry_evidence (
+            entry_id TEXT PRIMARY KEY REFERENCES entries (id) ON DELETE CASCADE,
+            scope TEXT NOT NULL,
+            num_same INTEGER NOT NULL,
+            num_other INTEGER NOT NULL,
+            "offset" REAL NOT NULL,
+            precision REAL NOT NULL,
+            num_regrets INTEGER NOT NULL,
+            mean_regret REAL NOT NULL,     -- nats
+            checksum TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX entry_evidence_scope ON entry_evidence (scope)")
+    db.execute("""
+        CREATE TABLE negatives (
+            number INTEGER PRIMARY KEY,    -- grows by one, so the oldest rows are the smallest numbers
+            scope TEXT NOT NULL,
+            pair_key TEXT NOT NULL,
+            at REAL NOT NULL,
+            UNIQUE (scope, pair_key)
+        )""")
+    db.execute("CREATE INDEX negatives_age ON negatives (scope, number)")
+
+
+def _decisions(db: sqlite_utils.Database) -> None:
+    db.execute("""
+        CREATE TABLE decisions (
+            number INTEGER PRIMARY KEY,    -- grows by one, so the oldest rows are the smallest numbers
+            request_id TEXT NOT NULL,
+            at REAL NOT NULL,
+            scope TEXT NOT NULL,
+            user TEXT NOT NULL,            -- who asked
+            entry_id TEXT NOT NULL,        -- it may be gone
+            prompt TEXT NOT NULL,          -- as asked
+            matched_prompt TEXT,           -- of the entry; gone with it
+            score REAL NOT NULL,           -- cosine
+            p_correct REAL,
+            served INTEGER NOT NULL,
+            audit INTEGER NOT NULL,
+            audited_at REAL,
+            label INTEGER CHECK (label IN (0, 1)),
+            source TEXT CHECK (source IN ('draft', 'equivalence', 'audit', 'user')),
+            reason TEXT NOT NULL,
+            features TEXT NOT NULL,        -- JSON
+            UNIQUE (request_id, entry_id)
+        )""")
+    db.execute("CREATE INDEX decisions_user ON decisions (user, scope)")
+    db.execute("""
+        CREATE INDEX decisions_due ON decisions (number)
+            WHERE served = 1 AND audit = 1 AND audited_at IS NULL AND label IS NULL""")
+    db.execute("""
+        CREATE INDEX decisions_judged ON decisions (user, scope, label)
+            WHERE served = 1 AND source IN ('audit', 'user')""")
+    # An entry's prompt may be another user's: it must not outlive the entry here.
+    db.execute("CREATE INDEX decisions_entry ON decisions (entry_id) WHERE matched_prompt IS NOT NULL")
+    db.execute("""
+        CREATE TRIGGER decisions_forget AFTER DELETE ON entries BEGIN
+            UPDATE decisions SET matched_prompt = NULL WHERE entry_id = OLD.id AND matched_prompt IS NOT NULL;
+        END""")
+
+
+def _openings(db: sqlite_utils.Database) -> None:
+    # 12 bytes are the first three tokens: how `openings.py` finds answers that begin alike.
+    db.execute("CREATE INDEX entries_opening ON entries (scope, fingerprint, substr(answer_tokens, 1, 12))")
+
+
 # Called, not used as decorators: sqlite-utils' decorator is untyped.
 SCHEMA(name="0001_blocks")(_blocks)
 SCHEMA(name="0002_entries")(_entries)
 SCHEMA(name="0003_requests")(_requests)
 SCHEMA(name="0004_usage")(_usage)
+SCHEMA(name="0005_aliases")(_aliases)
+SCHEMA(name="0006_evidence")(_evidence)
+SCHEMA(name="0007_decisions")(_decisions)
+SCHEMA(name="0008_openings")(_openings)
 
-KNOWN = ("0001_blocks", "0002_entries", "0003_requests", "0004_usage")
+KNOWN = (
+    "0001_blocks", "0002_entries", "0003_requests", "0004_usage", "0005_aliases", "0006_evidence", "0007_decisions",
+    "0008_openings",
+)  # fmt: skip
 
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the database to the newest schema; refuses one that a newer semcache made."""
     db = sqlite_utils.Database(connection, execute_plugins=False)
-    unknown = sorted({migration.name for migration in SCHEMA.applied(db)} - set(KNOWN))
-    if unknown:
-        raise StoreError(
-            f"the database was made by a newer semcache (it has {', '.join(unknown)}); "
-            "upgrade semcache, or set SEMCACHE_HOME to another folder"
-        )
-    SCHEMA.apply(db)
+    try:
+        applied = {migration.name for migration in SCHEMA.applied(db)}
+        unknown = sorted(applied - set(KNOWN))
+        if unknown and applied.issuperset(KNOWN) and unknown[0] > max(KNOWN):
+            raise StoreError(
+                f"the database was made by a newer semcache (it has {', '.join(unknown)}); "
+                "upgrade semcache, or set SEMCACHE_HOME to another folder"
+            )
+        if unknown:
+            raise corruption(f"it names changes that never were: {', '.join(unknown)}")
+        SCHEMA.apply(db)
+    except sqlite3.OperationalError as error:
+        # A change that cannot be made for want of a table, or because it is made already: not what its own list says.
+        # A full disk, a lock or a missing permission have codes of their own.
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        raise corruption(f"its tables are not what its list of changes says: {error}") from error
+    missing = sorted(name for _, name, _ in _objects_of_a_new_one() - _objects(connection))
+    if missing:
+        raise corruption(f"its schema is damaged: {', '.join(missing)}")
 
 
-def open_database(path: Path, *, durable: bool, was_clean: bool) -> tuple[Database, str | None]:
+def _objects(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str | None]]:
+    """Tables, indexes, views and triggers with the text that made them, without those of the migrations themselves."""
+    sql = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> '_sqlite_migrations'"
+    return frozenset((row[0], row[1], row[2]) for row in connection.execute(sql))
+
+
+@cache
+def _objects_of_a_new_one() -> frozenset[tuple[str, str, str | None]]:
+    """What every database has after the newest change: a page that says otherwise passes SQLite's own checks."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        SCHEMA.apply(sqlite_utils.Database(connection, execute_plugins=False))
+        return _objects(connection)
+
+
+def open_database(path: Path, *, durable: bool, state: LastRun) -> tuple[Database, str | None]:
     """The migrated database, and a warning when a corrupt one had to be put aside for it."""
     try:
-        return _open(path, durable=durable, was_clean=was_clean), None
+        return _open(path, durable=durable, state=state), None
     except sqlite3.Error as error:
         if not is_corruption(error):
             raise
         aside = _put_aside(path)
         warning = f"the database was corrupt ({error}); it is kept as {aside.name} and a new one was started"
-        return _open(path, durable=durable, was_clean=True), warning
+        return _open(path, durable=durable, state="clean"), warning
 
 
-def _open(path: Path, *, durable: bool, was_clean: bool) -> Database:
+def _open(path: Path, *, durable: bool, state: LastRun) -> Database:
     db = Database(path, durable=durable)
     try:
-        if not was_clean or path.stat().st_size <= SMALL_DATABASE_BYTES:
-            found = db.quick_check()
-            if found != "ok":
-                error = sqlite3.DatabaseError(found)
-                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                raise error
-        migrate(db.connection)
+        if state != "clean" or path.stat().st_size <= SMALL_DATABASE_BYTES:
+            found = db.find_damage(thorough=state == "damaged")
+            if found is not None and state == "damaged":
+                db.rebuild_indexes()  # perhaps no more than that is wrong
+                found = db.find_damage(thorough=True)
+            if found is not None:
+                raise corruption(found)
+        with db.watching():
+            migrate(db.connection)
     except BaseException:
         db.close()
         raise

@@ -16,20 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from semcache.errors import StoreError
+from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import BlockKey, Blocks, Owner
 from semcache.store.budget import DiskBudget, DiskLimits
 from semcache.store.check import Check, CheckResult, sweep
-from semcache.store.database import Database
+from semcache.store.database import Database, LastRun, is_corruption
 from semcache.store.datadir import DataDir
+from semcache.store.decisions import Decisions
 from semcache.store.disk import DiskTier
-from semcache.store.entries import Entries, Entry, where_owner
+from semcache.store.entries import Entries, Entry, is_owners, where_owner
 from semcache.store.evict import ORDERS
+from semcache.store.evidence import EvidenceTable
 from semcache.store.files import Files
 from semcache.store.incidents import LOG, Incidents
 from semcache.store.migrations import open_database
-from semcache.store.tensors import KVSpan, Stored, TailRecord
-from semcache.store.tiers import RamTier, Tiers, TierStatus
+from semcache.store.openings import Openings
+from semcache.store.ram import RamTier, TierStatus
+from semcache.store.tensors import KVSpan, TailRecord
+from semcache.store.tiers import Tiers
 from semcache.store.usage import HistoryRow, UsageBook, UsageRecord, UsageReport
 from semcache.store.vectors import Partition
 
@@ -38,8 +43,9 @@ KV_FOLDER = "kv"
 
 # Shown as 0 before the first one.
 COUNTERS = (
-    "damaged_blocks", "damaged_entries", "hash_collisions", "evicted_blocks", "evicted_entries", "expired_blocks",
-    "expired_entries", "write_failures", "read_failures", "unlink_failures", "refused_embeddings", "swept_files",
+    "damaged_blocks", "damaged_entries", "damaged_aliases", "damaged_evidence", "damaged_decisions", "hash_collisions",
+    "evicted_blocks", "evicted_entries", "evicted_aliases", "expired_blocks", "expired_entries", "write_failures",
+    "read_failures", "unlink_failures", "refused_embeddings", "swept_files", "dropped_writes", "computed_instead",
 )  # fmt: skip
 
 
@@ -53,13 +59,20 @@ class StoreLimits:
     ttl_s: int = 0
     eviction: str = "lru"
     durable: bool = False
+    write_queue_bytes: int = 0  # KV that may wait for the disk; 0 writes before `put_block` returns
 
 
 class Store:
     """Open one with `Store.open`; one process owns a data directory."""
 
     def __init__(
-        self, folder: DataDir, db: Database, limits: StoreLimits, clock: Callable[[], float], files: Files
+        self,
+        folder: DataDir,
+        db: Database,
+        limits: StoreLimits,
+        clock: Callable[[], float],
+        files: Files,
+        timer: Callable[[], float],
     ) -> None:
         self.warnings: list[str] = []
         self.limits = limits
@@ -71,14 +84,22 @@ class Store:
         order = ORDERS[limits.eviction]
         self._blocks = Blocks(db, limits.ttl_s)
         disk = DiskTier(folder.path / KV_FOLDER, db, self._blocks, files, self._incidents, durable=limits.durable)
-        ram = RamTier(limits.ram_bytes, order)
-        self._tiers = Tiers(ram, disk, db=db, blocks=self._blocks, incidents=self._incidents, clock=clock)
+        self._tiers = Tiers(
+            RamTier(limits.ram_bytes, order, clock), disk,
+            db=db, blocks=self._blocks, incidents=self._incidents, clock=clock, added=self._added,
+            queue_bytes=limits.write_queue_bytes, timer=timer,
+        )  # fmt: skip
         self._entries = Entries(db, self._incidents)
-        self._answers = Answers(self._entries, self._incidents, clock, limits.ttl_s)
+        self.aliases = Aliases(db, self._entries, self._incidents, clock, self._added)
+        self.evidence = EvidenceTable(db, self._incidents, clock)
+        self.decisions = Decisions(db, self._incidents, clock)
+        self.openings = Openings(db, self._incidents, clock)
+        self._answers = Answers(db, self._entries, self.aliases, self._incidents, clock, limits.ttl_s)
         self._usage = UsageBook(db)
         self._budget = DiskBudget(
             DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order),
-            db=db, answers=self._answers, tiers=self._tiers, blocks=self._blocks, incidents=self._incidents,
+            db=db, answers=self._answers, aliases=self.aliases, tiers=self._tiers, blocks=self._blocks,
+            incidents=self._incidents,
         )  # fmt: skip
         num_swept, stuck = sweep(disk.folder, db, self._blocks, files)
         self._incidents.count("swept_files", num_swept)
@@ -86,45 +107,49 @@ class Store:
 
     @staticmethod
     def open(
-        data_dir: Path, limits: StoreLimits, *, clock: Callable[[], float] = time.time, files: Files | None = None
+        data_dir: Path,
+        limits: StoreLimits,
+        *,
+        clock: Callable[[], float] = time.time,
+        files: Files | None = None,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> Store:
-        """Own and open a data directory; StoreError says in one line why that cannot be."""
+        """Own and open a data directory; StoreError says in one line why that cannot be. `timer` measures loads."""
         if limits.eviction not in ORDERS:
             raise StoreError(f"unknown eviction order {limits.eviction!r}; use one of {', '.join(ORDERS)}")
         folder = DataDir(data_dir)
         path = data_dir / DATABASE_NAME
-        with ExitStack() as undo:
-            undo.callback(folder.release, clean=False)
-            try:
-                db, warning = open_database(path, durable=limits.durable, was_clean=folder.was_clean)
+
+        def build(state: LastRun) -> Store:
+            with ExitStack() as undo:
+                db, warning = open_database(path, durable=limits.durable, state=state)
                 undo.callback(db.close)
-                store = Store(folder, db, limits, clock, files or Files())
+                store = Store(folder, db, limits, clock, files or Files(), timer)
+                undo.pop_all()
+            if warning is not None:
+                store.warnings.append(warning)
+                LOG.warning(warning)
+            return store
+
+        with ExitStack() as undo:
+            undo.callback(folder.release, "damaged" if folder.last_run == "damaged" else "killed")
+            try:
+                try:
+                    store = build(folder.last_run)
+                except sqlite3.Error as error:
+                    if not is_corruption(error):
+                        raise
+                    store = build("damaged")  # too large to be looked through before it was used
             except (OSError, sqlite3.Error) as error:
                 raise StoreError(f"cannot open {path}: {error}; check the disk and its permissions") from error
             undo.pop_all()
-        if warning is not None:
-            store.warnings.append(warning)
-            LOG.warning(warning)
         return store
 
     def close(self) -> None:
-        """Give the data directory back; afterwards every read is a miss and every write a False."""
+        """Write what waits and give the data directory back; then every read is a miss and every write a False."""
+        self._tiers.close()
         self._db.close()
-        self._folder.release(clean=not self._db.is_corrupt)
-
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            self._incidents.failure("read_failures", what, error)
-
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, UnicodeEncodeError) as error:  # text with lone surrogates has no UTF-8
-            self._incidents.failure("write_failures", what, error)
+        self._folder.release("damaged" if self._db.is_corrupt else "clean")
 
     @contextmanager
     def _deleting(self) -> Iterator[None]:
@@ -137,9 +162,20 @@ class Store:
 
     # KV
 
-    def load_prefix(self, keys: Sequence[BlockKey]) -> list[KVSpan]:
-        """KV of the longest leading run that is present and verified."""
-        return [stored for stored in self._tiers.load(keys) if isinstance(stored, KVSpan)]
+    def load_prefix(self, keys: Sequence[BlockKey], *, ms_per_token: float | None = None) -> list[KVSpan]:
+        """KV of the longest leading run that is present and verified.
+
+        With the speed of prefill only the leading part that loads faster than it is computed, which may be nothing.
+        """
+        return [stored for stored in self._tiers.load(keys, ms_per_token=ms_per_token) if isinstance(stored, KVSpan)]
+
+    def load_cost_ms(self, keys: Sequence[BlockKey]) -> float:
+        """What loading the leading run that is present is expected to take; 0 before anything was measured."""
+        return self._tiers.cost_ms(keys)
+
+    def read_speeds(self) -> dict[str, float | None]:
+        """Measured bytes per second of `ram` and `disk`; None before the first load."""
+        return self._tiers.planner.bytes_per_s()
 
     def load_tail(self, key: BlockKey) -> TailRecord | None:
         for stored in self._tiers.load([key]):
@@ -148,36 +184,36 @@ class Store:
         return None
 
     def missing(self, keys: Sequence[BlockKey]) -> list[BlockKey]:
-        """The keys without a live row."""
-        rows = self._tiers.find(keys)
-        return [key for key in keys if key.hash not in rows]
+        """The keys without a live row, stored or on the way."""
+        return self._tiers.missing(keys)
 
     def put_block(self, key: BlockKey, span: KVSpan, owner: Owner, compute_ms: float = 0) -> bool:
-        """Keep a block; False when it could not be written."""
+        """Keep a block; False when it could not be written, or queued where writes are queued."""
         assert (key.kind, len(key.token_ids)) == ("block", span.num_tokens), key
-        return self._put(key, span, owner, compute_ms)
+        return self._tiers.put(key, span, owner, compute_ms)
 
     def put_tail(self, key: BlockKey, record: TailRecord, owner: Owner, compute_ms: float = 0) -> bool:
-        """Keep a full-prompt record; False when it could not be written."""
+        """Keep a full-prompt record; False as for a block."""
         assert (key.kind, len(key.token_ids)) == ("tail", record.span.num_tokens), key
-        return self._put(key, record, owner, compute_ms)
+        return self._tiers.put(key, record, owner, compute_ms)
 
-    def _put(self, key: BlockKey, stored: Stored, owner: Owner, compute_ms: float) -> bool:
-        there = self._tiers.find([key]).get(key.hash)
-        if there is not None and there.matches(key):
-            return True
-        row = self._tiers.put(key, stored, owner, compute_ms)
-        if row is None:
-            return False
-        if self._budget.added(owner.user, row.size_bytes):
+    def flush(self) -> None:
+        """Wait until every block that waits for the disk is written or refused."""
+        self._tiers.behind.flush()
+
+    def write_queue(self) -> TierStatus:
+        """KV that waits for the disk."""
+        return self._tiers.behind.status()
+
+    def _added(self, user: str, size_bytes: int) -> None:
+        if self._budget.added(user, size_bytes):
             self.evict()
-        return True
 
     # Answers
 
     def find_exact(self, scope: str, request_key: str) -> list[Entry]:
         """Stored answers of the identical request, newest first."""
-        with self._reading("answers"):
+        with self._incidents.reading("answers"):
             return self._entries.find_exact(scope, request_key, self._clock())
         return []
 
@@ -185,38 +221,45 @@ class Store:
         self, scope: str, vector: np.ndarray, k: int, partition: Partition | None, *, embedder: str | None = None
     ) -> list[tuple[Entry, float]]:
         """The k entries of a scope whose embeddings are closest, best first, with their cosines."""
-        with self._reading("neighbours"):
+        with self._incidents.reading("neighbours"):
             return self._answers.nearest(scope, vector, k, partition, embedder)
         return []
 
+    def nearest_and_donor(
+        self, scope: str, vector: np.ndarray, k: int, partition: Partition
+    ) -> tuple[list[tuple[Entry, float]], tuple[Entry, float] | None]:
+        """`nearest` of a partition, and the nearest entry of any partition of its embedder, at the price of one."""
+        with self._incidents.reading("neighbours"):
+            return self._answers.nearest_and_donor(scope, vector, k, partition)
+        return [], None
+
     def has_neighbours(self, scope: str, partition: Partition | None) -> bool:
         """Whether `nearest` could find anything; far cheaper than an embedding."""
-        with self._reading("neighbours"):
+        with self._incidents.reading("neighbours"):
             return self._answers.has_neighbours(scope, partition)
         return False
 
     def put_entry(self, entry: Entry) -> bool:
         """Keep an answer in place of older ones to the same request; False when it could not be written."""
-        with self._writing(f"entry {entry.id}"):
+        with self._incidents.writing(f"entry {entry.id}"):
             self._answers.put(entry)
-            if self._budget.added(entry.user, entry.size_bytes):
-                self.evict()
+            self._added(entry.user, entry.size_bytes)
             return True
         return False
 
     def touch_entry(self, entry_id: str) -> None:
         """Count a hit."""
-        with self._writing("last use of an entry"):
+        with self._incidents.writing("last use of an entry"):
             self._entries.touch(entry_id, self._clock())
 
     def pin_entry(self, entry_id: str, *, pinned: bool = True) -> bool:
         """Protect an entry from eviction, or stop doing so; False when there is none."""
-        with self._writing("pin of an entry"):
+        with self._incidents.writing("pin of an entry"):
             return self._entries.pin(entry_id, pinned=pinned)
         return False
 
     def get_entry(self, entry_id: str) -> Entry | None:
-        with self._reading("entry"):
+        with self._incidents.reading("entry"):
             return self._entries.by_ids([entry_id], self._clock()).get(entry_id)
         return None
 
@@ -225,7 +268,7 @@ class Store:
         match: str | None = None,
     ) -> list[Entry]:  # fmt: skip
         """Entries for people to look at; `sort` is one of `entries.SORTS`."""
-        with self._reading("entries"):
+        with self._incidents.reading("entries"):
             return self._entries.listing(
                 scopes=scopes, user=user, limit=limit, sort=sort, match=match, now_s=self._clock()
             )
@@ -244,13 +287,21 @@ class Store:
         """Delete what matches every given filter; returns how many entries and blocks."""
         where, params = where_owner(scopes=scopes, user=user, namespace=namespace)
         with self._deleting():
+            num_waiting = self._tiers.behind.discard(
+                lambda owner: is_owners(owner.scope, owner.user, scopes=scopes, user=user, namespace=namespace)
+            )
+            touched = self._entries.scopes(where, params)
             num_entries = self._answers.delete(self._entries.ids(where, params))
-            num_blocks = len(self._tiers.delete(self._blocks.select(where, params)))
+            num_blocks = num_waiting + len(self._tiers.delete(self._blocks.select(where, params)))
+            with self._db.transaction() as connection:
+                self.aliases.clear(connection, where, params)
+                self.decisions.clear(connection, where, params)
+                self.evidence.clear(connection, scopes=scopes, user=user, namespace=namespace, touched=touched)
             self._budget.refresh()
         return num_entries, num_blocks
 
     def forget_user(self, user: str) -> tuple[int, int]:
-        """Delete everything of a user: entries, blocks, history and sums; and databases that were put aside.
+        """Delete everything of a user: what `clear` deletes, history and sums; and databases that were put aside.
 
         Returns how many entries and blocks.
         """
@@ -264,32 +315,36 @@ class Store:
     # Statistics and upkeep
 
     def record_request(self, row: UsageRecord) -> None:
-        with self._writing("request history"):
+        with self._incidents.writing("request history"):
             self._usage.record(row)
 
     def recent_requests(self, limit: int = 50, user: str | None = None) -> list[HistoryRow]:
-        with self._reading("request history"):
+        with self._incidents.reading("request history"):
             return self._usage.recent(limit, user)
         return []
 
     def usage(self) -> UsageReport:
-        with self._reading("usage"):
+        with self._incidents.reading("usage"):
             return self._usage.report(self._tiers.ram.bytes_by_user())
         return UsageReport.empty()
 
+    def users(self) -> list[str]:
+        """Everybody who asked or stored anything, in order; no row is read for it."""
+        with self._incidents.reading("users"):
+            return self._usage.users()
+        return []
+
     def num_entries(self) -> int:
-        with self._reading("entries"):
+        with self._incidents.reading("entries"):
             return self._db.number("SELECT count(*) FROM entries")
         return 0
 
     def tier_status(self) -> dict[str, TierStatus]:
         """`ram` and `disk`: bytes used and allowed; items are blocks and full-prompt records."""
         used_bytes = items = 0
-        with self._reading("disk tier"):
+        with self._incidents.reading("disk tier"):
             items = self._db.number("SELECT count(*) FROM blocks")
-            used_bytes = self._db.number(
-                "SELECT (SELECT total(size_bytes) FROM blocks) + (SELECT total(size_bytes) FROM entries)"
-            )
+            used_bytes = self._db.number("SELECT sum(size_bytes) FROM stored_bytes")
         return {"ram": self._tiers.ram.status(), "disk": TierStatus(used_bytes, self.limits.disk_bytes, items)}
 
     def counters(self) -> dict[str, int]:
@@ -297,12 +352,13 @@ class Store:
         return dict.fromkeys(COUNTERS, 0) | self._incidents.snapshot() | {"evicted_from_ram": self._tiers.ram.evictions}
 
     def evict(self) -> int:
-        """Let go what is expired or over a budget; returns how many entries and blocks."""
+        """Let go what is expired or over a budget; returns how many entries, aliases and blocks."""
         return self._budget.evict(self._clock())
 
     def check(self, fix: bool = False) -> CheckResult:
         """Compare rows and files; with `fix` delete what does not fit."""
         try:
-            return Check(self._db, self._entries, self._blocks, self._tiers, self._files).run(fix=fix)
+            check = Check(self._db, self._entries, self.aliases, self.evidence, self._blocks, self._tiers, self._files)
+            return check.run(fix=fix)
         except sqlite3.Error as error:
             raise StoreError(f"the check could not finish: {error}; restart the daemon and check again") from error

@@ -1,103 +1,30 @@
-"""KV in RAM over KV on disk. RAM holds only what has a row, so that a deleted block is gone from both."""
+"""KV in RAM over KV on disk. RAM holds only what has a row or waits for it, so a deleted block is gone from both."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
+from semcache.store.behind import WriteBehind
 from semcache.store.blocks import BlockKey, BlockRow, Blocks, Owner
 from semcache.store.database import Database
-from semcache.store.disk import DiskTier
-from semcache.store.evict import LOW_WATER, Order, Use
+from semcache.store.disk import DiskTier, Unwritten
 from semcache.store.incidents import Incidents
+from semcache.store.plan import Piece, Planner, TierName
+from semcache.store.ram import RamTier
 from semcache.store.tensors import DamageError, Stored
 
 
 @dataclass(frozen=True)
-class TierStatus:
-    used_bytes: int
-    limit_bytes: int
-    items: int
+class _Found:
+    """One block of a run: in RAM, or still to be read. `row` is None while it waits to be written."""
 
-
-@dataclass(frozen=True)
-class _Item:
-    stored: Stored
-    checksum: str
-    user: str
-
-
-class RamTier:
-    """Verified tensors by hash, bounded in bytes. Thread-safe."""
-
-    def __init__(self, limit_bytes: int, order: Order) -> None:
-        self._limit_bytes = limit_bytes
-        self._order = order
-        self._items: dict[str, _Item] = {}
-        self._uses: dict[str, Use] = {}
-        self._used_bytes = 0
-        self._tick = 0
-        self._lock = threading.Lock()
-        self.evictions = 0
-
-    def get(self, row: BlockRow) -> Stored | None:
-        """The tensors of exactly this row, not of another file that once had the same hash."""
-        with self._lock:
-            item = self._items.get(row.hash)
-            if item is None or item.checksum != row.checksum:
-                return None
-            self._tick += 1
-            use = self._uses[row.hash]
-            self._uses[row.hash] = Use(use.added, self._tick, use.hits + 1)
-            return item.stored
-
-    def put(self, row: BlockRow, stored: Stored) -> None:
-        """Keep tensors that nobody else will change; one that is larger than the tier is not kept."""
-        if stored.size_bytes > self._limit_bytes:
-            return
-        with self._lock:
-            had = self._items.get(row.hash)
-            if had is not None and had.checksum == row.checksum:
-                return
-            self._drop(row.hash)
-            self._tick += 1
-            self._items[row.hash] = _Item(stored, row.checksum, row.user)
-            self._uses[row.hash] = Use(self._tick, self._tick, 0)
-            self._used_bytes += stored.size_bytes
-            if self._used_bytes > self._limit_bytes:
-                self._evict(keep=row.hash)
-
-    def _evict(self, keep: str) -> None:
-        for hash_ in sorted(self._uses, key=lambda hash_: self._order.ram(self._uses[hash_])):
-            if self._used_bytes <= LOW_WATER * self._limit_bytes:
-                break
-            if hash_ != keep:
-                self._drop(hash_)
-                self.evictions += 1
-
-    def _drop(self, hash_: str) -> None:
-        item = self._items.pop(hash_, None)
-        if item is not None:
-            del self._uses[hash_]
-            self._used_bytes -= item.stored.size_bytes
-
-    def discard(self, rows: Sequence[BlockRow]) -> None:
-        with self._lock:
-            for row in rows:
-                self._drop(row.hash)
-
-    def status(self) -> TierStatus:
-        with self._lock:
-            return TierStatus(self._used_bytes, self._limit_bytes, len(self._items))
-
-    def bytes_by_user(self) -> dict[str, int]:
-        with self._lock:
-            totals: dict[str, int] = {}
-            for item in self._items.values():
-                totals[item.user] = totals.get(item.user, 0) + item.stored.size_bytes
-            return totals
+    row: BlockRow | None
+    stored: Stored | None
+    piece: Piece
 
 
 class Tiers:
@@ -112,34 +39,88 @@ class Tiers:
         blocks: Blocks,
         incidents: Incidents,
         clock: Callable[[], float],
+        added: Callable[[str, int], None],
+        queue_bytes: int,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.ram = ram
         self.disk = disk
+        self.planner = Planner()
+        self.behind = WriteBehind(queue_bytes, self._write_late, incidents)
+        self._is_behind = queue_bytes > 0
         self._db = db
         self._blocks = blocks
         self._incidents = incidents
         self._clock = clock
+        self._added = added
+        self._timer = timer
 
-    def load(self, keys: Sequence[BlockKey]) -> list[Stored]:
-        """The longest leading run of `keys` that is present and verified."""
+    def close(self) -> None:
+        """Write what waits; the database must still be open."""
+        self.behind.close()
+        self.disk.close()
+
+    # Loading
+
+    def load(self, keys: Sequence[BlockKey], *, ms_per_token: float | None = None) -> list[Stored]:
+        """The longest leading run of `keys` that is present and verified, and no slower to load than to compute."""
+        run = self._present(keys)
+        if ms_per_token is not None:
+            num = self.planner.worth_loading([found.piece for found in run], ms_per_token)
+            self._incidents.count("computed_instead", len(run) - num)
+            run = run[:num]
+        return self._settle(self._read(run))
+
+    def cost_ms(self, keys: Sequence[BlockKey]) -> float:
+        """What `load` is expected to take for the leading run that is present."""
+        return self.planner.cost_ms([found.piece for found in self._present(keys)])
+
+    def _present(self, keys: Sequence[BlockKey]) -> list[_Found]:
+        """The leading run, by what its rows say; nothing is read."""
+        # The queue before the rows: what leaves it in between has its row by then.
+        waiting = {key.hash: stored for key in keys if (stored := self.behind.get(key)) is not None}
         rows = self.find(keys)
-        run: list[tuple[BlockRow, Stored]] = []
+        run: list[_Found] = []
         for key in keys:
-            row = rows.get(key.hash)
-            if row is None:
+            row, stored, num_tokens = rows.get(key.hash), waiting.get(key.hash), len(key.token_ids)
+            if row is not None and row.matches(key):
+                tier: TierName = "ram" if self.ram.holds(row) else "disk"
+                run.append(_Found(row, None, Piece(tier, row.size_bytes, num_tokens)))
+            elif stored is not None:
+                run.append(_Found(None, stored, Piece("ram", stored.size_bytes, num_tokens)))
+            else:
+                if row is not None:
+                    self._incidents.damage("hash_collisions", f"block {key.hash[:12]}", "its row is about other tokens")
                 break
-            if not row.matches(key):
-                self._incidents.damage("hash_collisions", f"block {key.hash[:12]}", "its row is about other tokens")
-                break
-            stored = self.ram.get(row) or self._read(row)
-            if stored is None:
-                break
-            run.append((row, stored))
-        return self._settle(run)
+        return run
 
-    def _read(self, row: BlockRow) -> Stored | None:
+    def _read(self, run: Sequence[_Found]) -> list[tuple[BlockRow | None, Stored]]:
+        """The leading part of a run that can be read and is whole."""
+        started_s = self._timer()
+        at_hand = [found.stored if found.row is None else self.ram.get(found.row) for found in run]
+        self._learn("ram", [found.piece for found, stored in zip(run, at_hand, strict=True) if stored], started_s)
+        cold = [found.row for found, stored in zip(run, at_hand, strict=True) if stored is None and found.row]
+        read: list[tuple[BlockRow | None, Stored]] = []
+        pieces: list[Piece] = []
+        started_s = self._timer()
+        with closing(self.disk.read_ahead(cold)) as reads:
+            for found, at_once in zip(run, at_hand, strict=True):
+                stored = at_once
+                if stored is None and found.row is not None:
+                    stored = self._next(reads, found.row)
+                    pieces.append(found.piece)
+                if stored is None:
+                    break
+                read.append((found.row, stored))
+        self._learn("disk", pieces, started_s)
+        return read
+
+    def _learn(self, tier: TierName, pieces: Sequence[Piece], started_s: float) -> None:
+        self.planner.observe(tier, sum(piece.size_bytes for piece in pieces), (self._timer() - started_s) * 1e3)
+
+    def _next(self, reads: Iterator[Callable[[], Stored]], row: BlockRow) -> Stored | None:
         try:
-            return self.disk.read(row)
+            return next(reads)()
         except DamageError:
             return self._read_or_drop(row)
         except OSError as error:
@@ -159,16 +140,16 @@ class Tiers:
             self._incidents.failure("read_failures", f"block {row.hash[:12]}", error)
         return None
 
-    def _settle(self, run: list[tuple[BlockRow, Stored]]) -> list[Stored]:
+    def _settle(self, run: Sequence[tuple[BlockRow | None, Stored]]) -> list[Stored]:
         """Count the uses, and keep in RAM what still has its row."""
         stored_run = [stored for _, stored in run]
-        if not run:
+        if not any(row for row, _ in run):
             return stored_run
         try:
             with self._db.lock:  # between this look at the rows and RAM nobody may delete them
-                live = self._blocks.touch([row for row, _ in run], self._clock())
+                live = self._blocks.touch([row for row, _ in run if row], self._clock())
                 for row, stored in run:
-                    if row.hash in live:
+                    if row is not None and row.hash in live:
                         self.ram.put(row, stored)
         except sqlite3.Error as error:
             self._incidents.failure("write_failures", "last use of blocks", error)
@@ -182,10 +163,38 @@ class Tiers:
             self._incidents.failure("read_failures", "blocks", error)
             return {}
 
-    def put(self, key: BlockKey, stored: Stored, owner: Owner, compute_ms: float) -> BlockRow | None:
-        """The new row, or None when it cannot be written."""
-        now_s = self._clock()
-        return self.disk.write(key, stored, owner, now_s=now_s, compute_ms=compute_ms, published=self.ram.put)
+    def missing(self, keys: Sequence[BlockKey]) -> list[BlockKey]:
+        """The keys that neither have a live row nor wait for one."""
+        absent = [key for key in keys if self.behind.get(key) is None]
+        rows = self.find(absent)
+        return [key for key in absent if (row := rows.get(key.hash)) is None or not row.matches(key)]
+
+    # Writing and deleting
+
+    def put(self, key: BlockKey, stored: Stored, owner: Owner, compute_ms: float) -> bool:
+        """Write a block, or queue it; False when it could not be written or was not worth a place in the queue."""
+        if self.behind.get(key) is not None:
+            return True
+        if not self._is_behind and self._is_there(key):
+            return True
+        block = Unwritten.of(key, stored, owner, now_s=self._clock(), compute_ms=compute_ms)
+        # With a queue nothing here may wait for the database, which the writer holds again and again.
+        return self.behind.offer(block) if self._is_behind else self._write(block)
+
+    def _is_there(self, key: BlockKey) -> bool:
+        row = self.find([key]).get(key.hash)
+        return row is not None and row.matches(key)
+
+    def _write_late(self, block: Unwritten) -> None:
+        if not self._is_there(block.key):
+            self._write(block)
+
+    def _write(self, block: Unwritten) -> bool:
+        row = self.disk.write(block, published=self.ram.put)
+        if row is None:
+            return False
+        self._added(row.user, row.size_bytes)
+        return True
 
     def delete(self, rows: Sequence[BlockRow]) -> list[BlockRow]:
         """Delete from both; returns the rows that were there and are gone. May raise sqlite3.Error."""

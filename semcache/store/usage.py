@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from semcache.store.database import Database
+from semcache.store.rows import number, with_utf8
 
 # History is for people to look at; the counters keep the sums.
 MAX_HISTORY_ROWS = 10_000
@@ -109,6 +110,20 @@ _ADD_USAGE = (
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
     + ", first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)"
 )
+# Whose an entry was that is gone is not known any more, so the prompts of all of them go.
+_FORGET_MATCHES = (
+    "UPDATE requests SET receipt = json_set(receipt, '$.cache.matched_prompt', NULL) "
+    "WHERE json_valid(receipt) AND json_extract(receipt, '$.cache.matched_prompt') IS NOT NULL "
+    "AND coalesce(json_extract(receipt, '$.cache.entry'), '') NOT IN (SELECT id FROM entries)"
+)
+# One step in an index for each user, however many rows that user has.
+_USERS = """
+    WITH RECURSIVE {table}_users (user) AS (
+        SELECT min(user) FROM {table}
+        UNION ALL SELECT (SELECT min(user) FROM {table} WHERE user > {table}_users.user) FROM {table}_users
+            WHERE user IS NOT NULL
+    ) SELECT user FROM {table}_users WHERE user IS NOT NULL"""
+_WITH_USERS = ("usage", "entries", "blocks", "aliases")
 
 
 class UsageBook:
@@ -121,14 +136,13 @@ class UsageBook:
         """Add one request to the history and to its user's sums, both or neither."""
         row: dict[str, Any] = {item.name: getattr(record, item.name) for item in fields(UsageRecord)}
         row["receipt"] = json.dumps(dict(record.receipt))
-        for name in ("prompt", "answer", "error"):  # lone surrogates have no UTF-8; history may show a question mark
-            if row[name] is not None:
-                row[name] = row[name].encode(errors="replace").decode()
+        for name in ("prompt", "answer", "error"):
+            row[name] = None if row[name] is None else with_utf8(row[name])
         row |= {"requests": 1, "errors": int(record.error is not None)}
         row |= {outcome: int(record.outcome == outcome) for outcome in OUTCOMES}
         with self._db.transaction() as connection:
-            number = connection.execute(_INSERT_HISTORY, row).lastrowid or 0
-            connection.execute("DELETE FROM requests WHERE number <= ?", (number - MAX_HISTORY_ROWS,))
+            newest = connection.execute(_INSERT_HISTORY, row).lastrowid or 0
+            connection.execute("DELETE FROM requests WHERE number <= ?", (newest - MAX_HISTORY_ROWS,))
             connection.execute(_ADD_USAGE, row)
 
     def recent(self, limit: int, user: str | None = None) -> list[HistoryRow]:
@@ -136,32 +150,44 @@ class UsageBook:
         sql = f"SELECT {', '.join(_HISTORY)} FROM requests WHERE ? IS NULL OR user = ? ORDER BY number DESC LIMIT ?"  # noqa: S608
         return [_history(row) for row in self._db.rows(sql, (user, user, limit))]
 
+    def users(self) -> list[str]:
+        """Everybody who asked or stored anything, in order."""
+        return sorted({str(row[0]) for table in _WITH_USERS for row in self._db.rows(_USERS.format(table=table))})
+
     def report(self, ram_bytes: Mapping[str, int]) -> UsageReport:
         """Every user's sums, with what is stored for them now."""
-        stored = self._db.rows(
-            "SELECT user, sum(size_bytes) FROM (SELECT user, size_bytes FROM blocks UNION ALL "
-            "SELECT user, size_bytes FROM entries) GROUP BY user"
-        )
-        disk_bytes: dict[str, int] = {row[0]: row[1] for row in stored}
-        seen = {row["user"]: dict(row) for row in self._db.rows("SELECT * FROM usage")}
+        stored = self._db.rows("SELECT user, sum(size_bytes) FROM stored_bytes GROUP BY user")
+        disk_bytes: dict[str, int] = {str(row[0]): int(number(row[1])) for row in stored}
+        seen = {str(row["user"]): _sums(row) for row in self._db.rows("SELECT * FROM usage")}
         users = [
-            UserUsage(
-                **seen.get(user, {"user": user}), disk_bytes=disk_bytes.get(user, 0), ram_bytes=ram_bytes.get(user, 0)
-            )
+            UserUsage(user, **seen.get(user, {}), disk_bytes=disk_bytes.get(user, 0), ram_bytes=ram_bytes.get(user, 0))
             for user in sorted({*seen, *disk_bytes})
         ]
         return UsageReport(_total(users), tuple(sorted(users, key=lambda usage: (-usage.requests, usage.user))))
 
     def forget(self, connection: sqlite3.Connection, user: str) -> int:
-        """Delete a user's history and sums."""
+        """Delete a user's history and sums, and prompts of entries that are gone from the receipts of others."""
+        connection.execute(_FORGET_MATCHES)
         num_rows = connection.execute("DELETE FROM requests WHERE user = ?", (user,)).rowcount
         return num_rows + connection.execute("DELETE FROM usage WHERE user = ?", (user,)).rowcount
 
 
 def _history(row: sqlite3.Row) -> HistoryRow:
-    values: dict[str, Any] = {name: row[name] for name in _HISTORY}
-    values["receipt"] = json.loads(row["receipt"])
+    """Damage to a history row costs what it hit: a text is shown as it is, a receipt is empty."""
+    values: dict[str, Any] = {name: value if (value := row[name]) is None else str(value) for name in _HISTORY}
+    try:
+        receipt = json.loads(row["receipt"])
+    except (TypeError, ValueError, RecursionError):
+        receipt = None
+    values |= {"at": number(row["at"]), "receipt": receipt if isinstance(receipt, dict) else {}}
     return HistoryRow(**values)
+
+
+def _sums(row: sqlite3.Row) -> dict[str, Any]:
+    """The counters of one user; one that is damaged starts again from 0."""
+    sums: dict[str, Any] = {name: int(number(row[name])) for name in _SUMS}
+    times = {name: number(row[name]) for name in ("first_seen", "last_seen")}
+    return sums | times | {"saved_ms": number(row["saved_ms"])}
 
 
 def _total(users: list[UserUsage]) -> UserUsage:

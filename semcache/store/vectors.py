@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semcache.store.codes import Codes, can_code
 from semcache.store.incidents import LOG
 
 FIRST_ROWS = 64
 MAX_DIM = 8192
+PAGE_ROWS = 4096  # read from SQLite at once
+# From here on memory limits a search, and one over codes is three times as fast.
+CODED_ROWS = 8192
 
 
 class Partition(NamedTuple):
@@ -38,6 +43,22 @@ def unit(vector: np.ndarray) -> NDArray[np.float32] | None:
     return (wide / norm).astype(np.float32)
 
 
+def _units(blob: bytes, dim: int) -> NDArray[np.float32]:
+    """The vectors of a blob at length 1; one that has no direction is not finite."""
+    wide = np.frombuffer(blob, dtype="<f4").reshape(-1, dim).astype(np.float64)
+    with np.errstate(all="ignore"):
+        wide /= np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
+        return wide.astype(np.float32)
+
+
+class Scores(NamedTuple):
+    """Cosines of a query with every row, each off by `slack` at most."""
+
+    query: NDArray[np.float32]
+    values: NDArray[np.float32]
+    slack: float
+
+
 class _Matrix:
     """Unit vectors of one embedder in one scope, contiguous; a removed row is filled with the last one."""
 
@@ -48,18 +69,33 @@ class _Matrix:
         self._partitions: NDArray[np.int32] = np.empty(FIRST_ROWS, dtype=np.int32)
         self._interned: dict[Partition, int] = {}
         self._position: dict[str, int] = {}
+        self._codes: Codes | None = None
 
-    def add(self, entry_id: str, partition: Partition, vector: NDArray[np.float32]) -> None:
-        at = self._position.get(entry_id)
-        if at is None:
-            at = len(self.ids)
-            if at == self._rows.shape[0]:
-                self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
-                self._partitions = np.concatenate([self._partitions, np.empty_like(self._partitions)])
-            self.ids.append(entry_id)
-            self._position[entry_id] = at
-        self._rows[at] = vector
-        self._partitions[at] = self._interned.setdefault(partition, len(self._interned))
+    def add(self, entry_ids: Sequence[str], partitions: Sequence[Partition], vectors: NDArray[np.float32]) -> None:
+        """One row each; an id that is there already gets the new row."""
+        first, replaced = len(self.ids), set()
+        self._make_room(first + len(entry_ids))
+        for entry_id, partition, vector in zip(entry_ids, partitions, vectors, strict=True):
+            at = self._position.setdefault(entry_id, len(self.ids))
+            if at == len(self.ids):
+                self.ids.append(entry_id)
+            elif at < first:
+                replaced.add(at)
+            self._rows[at] = vector
+            self._partitions[at] = self._interned.setdefault(partition, len(self._interned))
+        if self._codes is None and can_code(self.dim) and len(self.ids) >= CODED_ROWS:
+            self._codes, first, replaced = Codes(self.dim), 0, set()
+        if self._codes is not None:
+            self._codes.put(first, self._rows[first : len(self.ids)])
+            for at in replaced:
+                self._codes.put(at, self._rows[at : at + 1])
+
+    def _make_room(self, num: int) -> None:
+        had = self._rows.shape[0]
+        if num > had:
+            more = max(had, num - had)
+            self._rows = np.concatenate([self._rows, np.empty((more, self.dim), dtype=np.float32)])
+            self._partitions = np.concatenate([self._partitions, np.empty(more, dtype=np.int32)])
 
     def remove(self, entry_id: str) -> None:
         at = self._position.pop(entry_id, None)
@@ -69,6 +105,8 @@ class _Matrix:
         if at != last:
             self._rows[at] = self._rows[last]
             self._partitions[at] = self._partitions[last]
+            if self._codes is not None:
+                self._codes.move(last, at)
             self.ids[at] = self.ids[last]
             self._position[self.ids[at]] = at
         self.ids.pop()
@@ -79,20 +117,39 @@ class _Matrix:
             return num > 0
         return bool((self._partitions[:num] == self._interned.get(partition, -1)).any())
 
-    def nearest(self, query: NDArray[np.float32], k: int, partition: Partition | None) -> list[tuple[str, float]]:
+    def scores(self, query: NDArray[np.float32]) -> Scores:
+        """The cosine of every row, exact for few rows."""
         num = len(self.ids)
-        scores = self._rows[:num] @ query
-        if partition is None:
-            rows = np.arange(num)
-        else:
-            rows = np.flatnonzero(self._partitions[:num] == self._interned.get(partition, -1))
-            scores = scores[rows]
-        if rows.shape[0] > k:
+        if self._codes is None or num < CODED_ROWS:
+            return Scores(query, self._rows[:num] @ query, 0.0)
+        return Scores(query, *self._codes.scores(query, num))
+
+    def best(self, found: Scores, k: int, partition: Partition | None) -> list[tuple[str, float]]:
+        """The k best (entry id, exact cosine) of a partition, or of all rows; equal scores are ordered by id."""
+        scores = found.values
+        rows: NDArray[np.intp] | None = None
+        if partition is not None:
+            rows = np.flatnonzero(self._partitions[: scores.shape[0]] == self._interned.get(partition, -1))
+            if rows.shape[0] == scores.shape[0]:
+                rows = None  # everything: spares a copy of every score
+            else:
+                scores = scores[rows]
+        num = scores.shape[0]
+        if num > k:
             # Everything that ties with the k-th best stays until ids decide, so that the result is deterministic.
-            kth = np.partition(scores, rows.shape[0] - k)[rows.shape[0] - k]
-            rows, scores = rows[scores >= kth], scores[scores >= kth]
-        found = [(self.ids[row], float(score)) for row, score in zip(rows.tolist(), scores, strict=True)]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
+            # The k-th best is off by `slack` at most, and so is whoever might be better.
+            kth = scores.max() if k == 1 else np.partition(scores, num - k)[num - k]
+            kept = np.flatnonzero(scores >= kth - 2 * found.slack)
+        else:
+            kept = np.arange(num)
+        names = kept if rows is None else rows[kept]
+        cosines = self._rows[names] @ found.query if found.slack else scores[kept]
+        named = [(self.ids[row], float(score)) for row, score in zip(names.tolist(), cosines, strict=True)]
+        return sorted(named, key=_by_score)[:k]
+
+
+def _by_score(found: tuple[str, float]) -> tuple[float, str]:
+    return -found[1], found[0]
 
 
 class VectorIndex:
@@ -106,8 +163,11 @@ class VectorIndex:
 
     def add(self, scope: str, entry_id: str, partition: Partition, vector: np.ndarray) -> bool:
         """False for a vector that has no direction or another dimension than its embedder's others."""
+        row = unit(vector)
+        if row is None:
+            return False
         with self._lock:
-            return self._add(self._matrices(scope), entry_id, partition, vector)
+            return self._add(self._matrices(scope), [entry_id], [partition], row[None])
 
     def remove(self, scope: str, entry_id: str) -> None:
         with self._lock:
@@ -132,9 +192,23 @@ class VectorIndex:
                 pair
                 for name, matrix in self._matrices(scope).items()
                 if embedder in (None, name) and matrix.dim == query.shape[0]
-                for pair in matrix.nearest(query, k, partition)
+                for pair in matrix.best(matrix.scores(query), k, partition)
             ]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
+        return sorted(found, key=_by_score)[:k]
+
+    def nearest_and_donor(
+        self, scope: str, vector: np.ndarray, k: int, partition: Partition
+    ) -> tuple[list[tuple[str, float]], tuple[str, float] | None]:
+        """`nearest` of a partition, and the nearest of all partitions of its embedder, from one matrix product."""
+        query = unit(vector)
+        with self._lock:
+            matrix = self._matrices(scope).get(partition.embedder)
+            if query is None or matrix is None or matrix.dim != query.shape[0]:
+                return [], None
+            scores = matrix.scores(query)
+            found = matrix.best(scores, k, partition) if k > 0 else []
+            donors = matrix.best(scores, 1, None)
+        return found, donors[0] if donors else None
 
     def forget_all(self) -> None:
         """Start over from SQLite."""
@@ -144,21 +218,40 @@ class VectorIndex:
     def _matrices(self, scope: str) -> dict[str, _Matrix]:
         if scope not in self._scopes:
             matrices: dict[str, _Matrix] = {}
-            for entry_id, partition, blob in self._load(scope):
-                is_row = isinstance(blob, bytes) and len(blob) % 4 == 0  # a damaged row can hold anything
-                vector = np.frombuffer(blob, dtype="<f4") if is_row else np.empty(0, dtype=np.float32)
-                if not self._add(matrices, entry_id, Partition(*partition), vector):
-                    LOG.warning("entry %s: its embedding has no direction; it has no neighbours", entry_id)
+            rows = iter(self._load(scope))
+            while page := list(islice(rows, PAGE_ROWS)):
+                self._add_page(matrices, page)
             self._scopes[scope] = matrices
         return self._scopes[scope]
 
+    def _add_page(self, matrices: dict[str, _Matrix], page: Sequence[Row]) -> None:
+        """Many stored rows at once; a hundred thousand one by one would take many seconds."""
+        alike: dict[tuple[str, int], list[Row]] = {}
+        for row in page:
+            _, partition, blob = row
+            is_vector = isinstance(blob, bytes) and len(blob) % 4 == 0  # a damaged row can hold anything
+            num_bytes = len(blob) if is_vector and 0 < len(blob) <= 4 * MAX_DIM else 0
+            alike.setdefault((partition[3], num_bytes), []).append(row)
+        for (_, num_bytes), rows in alike.items():
+            units = _units(b"".join(blob for _, _, blob in rows), num_bytes // 4) if num_bytes else None
+            good = np.flatnonzero(np.isfinite(units).all(axis=1)) if units is not None else np.empty(0, dtype=np.intp)
+            num_good = good.shape[0]
+            if units is not None and num_good:
+                found = [rows[at] for at in good.tolist()]
+                ids, partitions = [row[0] for row in found], [Partition(*row[1]) for row in found]
+                num_good *= self._add(matrices, ids, partitions, units[good])
+            if num_good < len(rows):
+                LOG.warning("%d entries with an embedding of no direction have no neighbours", len(rows) - num_good)
+
     @staticmethod
-    def _add(matrices: dict[str, _Matrix], entry_id: str, partition: Partition, vector: np.ndarray) -> bool:
-        row = unit(vector)
-        if row is None:
+    def _add(
+        matrices: dict[str, _Matrix],
+        entry_ids: Sequence[str],
+        partitions: Sequence[Partition],
+        vectors: NDArray[np.float32],
+    ) -> bool:
+        matrix = matrices.setdefault(partitions[0].embedder, _Matrix(vectors.shape[1]))
+        if matrix.dim != vectors.shape[1]:
             return False
-        matrix = matrices.setdefault(partition.embedder, _Matrix(row.shape[0]))
-        if matrix.dim != row.shape[0]:
-            return False
-        matrix.add(entry_id, partition, row)
+        matrix.add(entry_ids, partitions, vectors)
         return True

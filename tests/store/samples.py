@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from hypothesis import settings
 
+from semcache.store.aliases import Alias
 from semcache.store.blocks import BlockKey, Owner, block_chain, tail_key
+from semcache.store.decisions import Decision
 from semcache.store.entries import Entry, pack_vector
+from semcache.store.evidence import EntryEvidence
 from semcache.store.files import Files
 from semcache.store.store import Store, StoreLimits
 from semcache.store.tensors import KVSpan, TailRecord
@@ -87,6 +90,34 @@ def entry(number: int = 0, **changes: Any) -> Entry:
         "embedding": pack_vector(vector(number)), "embedder": "minilm", "compute_ms": 12.5,
     }  # fmt: skip
     return Entry(**(values | changes))
+
+
+def alias(number: int = 0, key: str | None = None, **changes: Any) -> Alias:
+    """Another wording of `entry(number)`."""
+    values: dict[str, Any] = {
+        "scope": ALICE.scope, "request_key": key or f"alias{number}", "entry_id": entry(number).id,
+        "prompt": f"other words for {number}", "user": ALICE.user, "created_at": 1_000_000 + number,
+    }  # fmt: skip
+    return Alias(**(values | changes))
+
+
+def evidence(number: int = 0, **changes: Any) -> EntryEvidence:
+    values: dict[str, Any] = {
+        "entry_id": entry(number).id, "num_same": 3, "num_other": 1, "offset": 0.25, "precision": 2, "num_regrets": 4,
+        "mean_regret": 0.125,
+    }  # fmt: skip
+    return EntryEvidence(**(values | changes))
+
+
+def decision(number: int = 0, **changes: Any) -> Decision:
+    """Whether `entry(number)` may answer request `number`."""
+    values: dict[str, Any] = {
+        "request_id": f"req_{number}", "at": 1_000_000.0 + number, "scope": ALICE.scope, "user": ALICE.user,
+        "entry_id": entry(number).id, "prompt": f"asked {number}", "matched_prompt": f"question {number}",
+        "score": 0.9, "p_correct": 0.75, "served": True, "audit": True, "reason": "similar",
+        "features": {"margin": 0.5},
+    }  # fmt: skip
+    return Decision(**(values | changes))
 
 
 def usage_record(number: int = 0, **changes: Any) -> UsageRecord:

@@ -8,7 +8,8 @@ from pathlib import Path
 from semcache.store.store import Store
 
 from .conftest import OpenStore
-from .samples import ALICE, BrokenFiles, block_files, chain, entry, put_chain, span, tail, tail_of
+from .samples import ALICE, BrokenFiles, alias, block_files, chain, entry, evidence, put_chain, span, tail, tail_of
+from .test_entries import edit
 
 
 def kinds(store: Store, *, fix: bool = False) -> list[tuple[str, str]]:
@@ -61,6 +62,30 @@ def test_every_kind_of_problem_is_named_and_repaired(store: Store, data_dir: Pat
     assert kinds(store) == []
     assert store.missing(keys) == [key for number, key in enumerate(keys) if number != 4]
     assert [found.id for found in store.list_entries()] == [entry(2).id]
+
+
+def test_aliases_and_evidence_that_fit_nothing_are_named_and_removed(store: Store, data_dir: Path) -> None:
+    for number in range(4):
+        store.put_entry(entry(number))
+        store.aliases.put(alias(number))
+    store.evidence.save_evidence(ALICE.scope, "{}", [evidence(number) for number in range(4)])
+    store.evidence.save_evidence("global", "{}", [])
+    edit(data_dir, "DELETE FROM entries WHERE id = ?", entry(0).id)  # this connection enforces no foreign keys
+    edit(data_dir, "UPDATE aliases SET prompt = 'p' WHERE entry_id = ?", entry(1).id)
+    edit(data_dir, "UPDATE entry_evidence SET num_same = 9 WHERE entry_id = ?", entry(2).id)
+    edit(data_dir, "UPDATE scope_evidence SET state = '[]' WHERE scope = 'global'")
+    expected = [
+        ("damaged_alias", entry(1).id), ("damaged_evidence", entry(2).id), ("damaged_evidence", "global"),
+        ("orphan_alias", entry(0).id), ("orphan_evidence", entry(0).id),
+    ]  # fmt: skip
+    assert kinds(store) == expected
+    result = store.check(fix=True)
+    assert (result.ok, result.fixed, len(result.problems)) == (True, True, len(expected))
+    assert kinds(store) == []
+    assert store.aliases.find(ALICE.scope, "alias3") == store.get_entry(entry(3).id)
+    kept = store.evidence.load_evidence(ALICE.scope)
+    assert kept.state == "{}"
+    assert {item.entry_id for item in kept.entries} == {entry(1).id, entry(3).id}
 
 
 def test_what_cannot_be_repaired_is_not_called_fixed(open_store: OpenStore, data_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from semcache.store.files import Files
 from semcache.store.store import Store, StoreLimits
 
-from .samples import ALICE, NO_RAM, Clock, block_files, chain, entry, put_chain, same, span
+from .samples import ALICE, NO_RAM, Clock, alias, block_files, chain, decision, entry, evidence, put_chain, same, span
 
 NUM_WRITES = 25
 
@@ -25,10 +26,26 @@ def write_until_killed(data_dir: Path, first: int, acknowledge: int) -> None:
         for key in chain(3, start=1000 * number):
             assert store.put_block(key, span(seed=key.first_token), ALICE)
         assert store.put_entry(entry(number))
+        assert store.aliases.put(alias(number))
+        assert store.decisions.record([decision(number)])
+        assert store.evidence.save_evidence(ALICE.scope, f"{number}", [evidence(number)])
         os.write(acknowledge, f"{number}\n".encode())
 
 
-def kill_a_writer(data_dir: Path, first: int) -> int:
+def queue_until_killed(data_dir: Path, first: int, acknowledge: int) -> None:
+    """The same with writes that wait; every number that it sends back was flushed, up to three more were not."""
+    store = Store.open(data_dir, StoreLimits(1 << 20, 1 << 28, write_queue_bytes=1 << 20))
+    for number in range(first, first + 10**6):
+        for key in chain(3, start=1000 * number):
+            assert store.put_block(key, span(seed=key.first_token), ALICE)
+        if number % 4 == 3:
+            store.flush()
+            os.write(acknowledge, f"{number}\n".encode())
+
+
+def kill_a_writer(
+    data_dir: Path, first: int, write: Callable[[Path, int, int], None] = write_until_killed, num: int = NUM_WRITES
+) -> int:
     """Fork a writer, kill it in the middle of its work, and return the last number that it acknowledged."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
@@ -36,12 +53,12 @@ def kill_a_writer(data_dir: Path, first: int) -> int:
         pid = os.fork()
     if pid == 0:
         try:
-            write_until_killed(data_dir, first, writer)
+            write(data_dir, first, writer)
         finally:
             os._exit(1)
     os.close(writer)
     with os.fdopen(reader) as lines:
-        numbers = [int(line) for line, _ in zip(lines, range(NUM_WRITES), strict=False)]
+        numbers = [int(line) for line, _ in zip(lines, range(num), strict=False)]
         os.kill(pid, signal.SIGKILL)
         numbers += [int(line) for line in lines if line.endswith("\n")]
     _, status = os.waitpid(pid, 0)
@@ -59,12 +76,38 @@ def test_kill_nine_in_a_write_loop(data_dir: Path) -> None:
             assert result.problems == ()
             assert len(block_files(data_dir)) == result.blocks > 0
             assert store.find_exact(ALICE.scope, f"req{last}")
+            assert store.aliases.find(ALICE.scope, f"alias{last}") == store.get_entry(entry(last).id)
+            assert store.decisions.of_request(f"req_{last}")
+            learned = store.evidence.load_evidence(ALICE.scope)
+            assert int(learned.state or -1) >= last
+            assert evidence(last) in learned.entries
             keys = chain(3, start=1000 * last)
             loaded = store.load_prefix(keys)
             assert len(loaded) == 3
             assert all(same(item, span(seed=key.first_token)) for key, item in zip(keys, loaded, strict=True))
             assert store.check(fix=True).ok
             assert store.check().problems == ()
+        finally:
+            store.close()
+
+
+def test_kill_nine_while_writes_wait(data_dir: Path) -> None:
+    rng = random.Random(7)
+    acknowledged: list[int] = []
+    for round_ in range(6):
+        last = kill_a_writer(data_dir, 1000 * round_, queue_until_killed, rng.randint(1, 6))
+        acknowledged += range(1000 * round_, last + 1)
+        store = Store.open(data_dir, NO_RAM)
+        try:
+            assert store.warnings == []
+            result = store.check()
+            assert result.problems == ()
+            assert len(block_files(data_dir)) == result.blocks >= 3 * len(acknowledged)
+            for number in acknowledged:
+                keys = chain(3, start=1000 * number)
+                loaded = store.load_prefix(keys)
+                assert len(loaded) == 3
+                assert all(same(item, span(seed=key.first_token)) for key, item in zip(keys, loaded, strict=True))
         finally:
             store.close()
 
@@ -121,7 +164,7 @@ def test_death_at_every_file_operation(data_dir: Path, clock: Clock, at: int, af
         pass
     finally:
         store._db.close()
-        store._folder.release(clean=False)
+        store._folder.release("killed")
     again = Store.open(data_dir, NO_RAM, clock=clock)
     try:
         result = again.check()

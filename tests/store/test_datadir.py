@@ -52,14 +52,11 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     assert "SEMCACHE_HOME" in str(caught.value)
 
 
-def test_an_unclean_end_is_known_to_the_next_owner(tmp_path: Path) -> None:
-    first = DataDir(tmp_path)
-    assert first.was_clean
-    first.release(clean=False)
-    second = DataDir(tmp_path)
-    assert not second.was_clean
-    second.release(clean=True)
-    second.release(clean=True)
-    third = DataDir(tmp_path)
-    assert third.was_clean
-    third.release(clean=True)
+def test_how_it_ended_is_known_to_the_next_owner(tmp_path: Path) -> None:
+    for state in ("clean", "killed", "damaged", "clean"):
+        owner = DataDir(tmp_path)
+        owner.release(state)
+        owner.release("clean")  # too late to say more
+        following = DataDir(tmp_path)
+        assert following.last_run == state
+        following.release("clean")

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcache.store.evict import ANSWER_SHARE, Candidate, bytes_to_free, choose_answers, choose_blocks
+from semcache.store.evict import (
+    ANSWER_SHARE,
+    HALF_LIFE_S,
+    ORDERS,
+    Candidate,
+    Use,
+    bytes_to_free,
+    choose_answers,
+    choose_blocks,
+)
 
 from .samples import FEW
 
@@ -69,3 +82,54 @@ def test_over_the_limit_enough_leaves_and_answers_keep_their_share(limit: int, a
 def test_answers_leave_in_order_until_enough() -> None:
     assert choose_answers([("a", 5), ("b", 5), ("c", 5)], 6) == ["a", "b"]
     assert choose_answers([("a", 5)], 0) == []
+
+
+USED = Use(added_s=100.0, last_used_s=1_700_000_000.0, hits=3, size_bytes=4096, compute_ms=50.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "better"),
+    [
+        ("lru", replace(USED, last_used_s=USED.last_used_s + 1)),
+        ("lfu", replace(USED, hits=4, last_used_s=0.0)),
+        ("lfu", replace(USED, last_used_s=USED.last_used_s + 1)),
+        ("fifo", replace(USED, added_s=101.0, last_used_s=0.0)),
+        ("saved_compute", replace(USED, compute_ms=51.0)),
+        ("saved_compute", replace(USED, size_bytes=4095)),
+        ("saved_compute", replace(USED, hits=4)),
+        ("saved_compute", replace(USED, last_used_s=USED.last_used_s + 1)),
+        ("saved_compute", replace(USED, hits=7, last_used_s=USED.last_used_s - 0.99 * HALF_LIFE_S)),
+        ("saved_compute", replace(USED, hits=1, last_used_s=USED.last_used_s + 1.01 * HALF_LIFE_S)),
+    ],
+)
+def test_what_an_order_keeps(order: str, better: Use) -> None:
+    assert ORDERS[order](USED) < ORDERS[order](better)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_damaged_row_has_a_rank_too(order: str) -> None:
+    names = ("created_at", "last_used_at", "hits", "size_bytes", "compute_ms")
+    for value in (None, "text", b"\xff", float("inf"), -5, 1e300):
+        row = dict.fromkeys(names, value)
+        assert sorted([ORDERS[order](Use.of_row(row)), ORDERS[order](USED)])
+
+
+def test_saved_compute_saves_more_than_recency_when_costs_differ() -> None:
+    """A trace of many cheap things that are asked for once and few dear ones that come back now and then."""
+    rng = random.Random(5)
+    trace = [("dear", rng.randrange(12)) if rng.random() < 0.2 else ("cheap", number) for number in range(4000)]
+    saved_ms = {}
+    for name, order in ORDERS.items():
+        held: dict[tuple[str, int], Use] = {}
+        saved_ms[name] = 0.0
+        for at, item in enumerate(trace):
+            use = held.pop(item, None)
+            cost = 100.0 if item[0] == "dear" else 1.0
+            if use is not None:
+                saved_ms[name] += cost
+                held[item] = replace(use, hits=use.hits + 1, last_used_s=float(at))
+            else:
+                if len(held) >= 10:
+                    del held[min(held, key=lambda thing: order(held[thing]))]
+                held[item] = Use(float(at), float(at), 0, 1000, cost)
+    assert saved_ms["saved_compute"] > 2 * max(saved_ms["lru"], saved_ms["fifo"])

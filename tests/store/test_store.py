@@ -13,6 +13,7 @@ import pytest
 
 from semcache.errors import StoreError
 from semcache.store.blocks import Owner, block_chain
+from semcache.store.evidence import StoredEvidence
 from semcache.store.store import Store, StoreLimits
 from semcache.store.tensors import encode
 from semcache.store.vectors import Partition
@@ -24,9 +25,12 @@ from .samples import (
     BOB,
     PLENTY,
     Clock,
+    alias,
     block_files,
     chain,
+    decision,
     entry,
+    evidence,
     put_chain,
     span,
     usage_record,
@@ -74,6 +78,22 @@ def test_deleted_entries_leave_the_index_and_k_are_still_found(store: Store) -> 
     assert len(store.nearest(ALICE.scope, vector(0), 9, None)) == 4
 
 
+def test_neighbours_and_the_donor_of_another_partition_come_together(store: Store) -> None:
+    for number, changes in enumerate(({}, {}, {"fingerprint": "fp2"}, {"embedder": "other"})):
+        store.put_entry(entry(number, **changes))
+    here = Partition("fp1", "ctx", "par", "minilm")
+    near, donor = store.nearest_and_donor(ALICE.scope, vector(2), 5, here)
+    assert {e.id for e, _ in near} == {entry(0).id, entry(1).id}
+    assert donor is not None
+    assert (donor[0].id, round(donor[1], 5)) == (entry(2).id, 1.0)
+    store._entries.delete([entry(2).id, entry(0).id])  # behind the index's back, as a damaged row would be
+    near, donor = store.nearest_and_donor(ALICE.scope, vector(2), 5, here)
+    assert [e.id for e, _ in near] == [entry(1).id]
+    assert donor is not None
+    assert donor[0].id == entry(1).id
+    assert store.nearest_and_donor(BOB.scope, vector(2), 5, here) == ([], None)
+
+
 def test_everything_is_usable_after_a_restart(store: Store, open_store: OpenStore) -> None:
     keys = chain(3)
     put_chain(store, keys)
@@ -118,6 +138,19 @@ def test_a_closed_store_answers_nothing_and_raises_nothing(store: Store, data_di
     assert store.tier_status()["disk"].items == 0
     assert store.evict() == 0
     store.record_request(usage_record())
+    assert not store.aliases.put(alias(1))
+    assert store.aliases.find(ALICE.scope, "alias1") is None
+    assert store.aliases.of(entry(1).id) == []
+    assert not store.aliases.delete(ALICE.scope, "alias1")
+    assert store.evidence.load_evidence(ALICE.scope) == StoredEvidence(None, (), frozenset())
+    assert not store.evidence.save_evidence(ALICE.scope, "{}", [evidence(1)])
+    assert not store.evidence.add_negative(ALICE.scope, "pair")
+    assert (store.evidence.of_entry(entry(1).id), store.decisions.num_due()) == (None, 0)
+    assert not store.decisions.record([decision(1)])
+    assert not store.decisions.label("req_1", entry(1).id, True, "audit")
+    assert not store.decisions.close_audit("req_1", entry(1).id)
+    assert store.decisions.recent() == store.decisions.of_request("req_1") == store.decisions.due_audits(9) == []
+    assert (store.decisions.wrong_hits(), store.decisions.wrong_hits_by_user()) == ((0, 0), {})
     assert block_files(data_dir) == []
     with pytest.raises(StoreError):
         store.clear()
@@ -180,7 +213,7 @@ def test_leftovers_are_swept_at_open(store: Store, open_store: OpenStore, data_d
     assert len(again.load_prefix(keys)) == 2
 
 
-@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo"])
+@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo", "saved_compute"])
 def test_the_disk_stays_within_its_bytes_and_chains_shrink_from_the_end(
     open_store: OpenStore, data_dir: Path, clock: Clock, eviction: str
 ) -> None:
@@ -200,6 +233,17 @@ def test_the_disk_stays_within_its_bytes_and_chains_shrink_from_the_end(
     if eviction != "lfu":
         assert kept_young == 6
     assert store.check().problems == ()
+
+
+def test_saved_compute_keeps_what_was_dear(open_store: OpenStore, clock: Clock) -> None:
+    store = open_store(StoreLimits(1 << 20, 10 * BLOCK_BYTES, eviction="saved_compute"))
+    dear, cheap, new = chain(4), chain(4, start=1000), chain(4, start=2000)
+    for keys, compute_ms in ((dear, 50.0), (cheap, 5.0), (new, 20.0)):
+        clock.now_s += 1
+        for key in keys:
+            assert store.put_block(key, span(), ALICE, compute_ms)
+    assert [len(store.load_prefix(keys)) for keys in (dear, new)] == [4, 4]
+    assert len(store.load_prefix(cheap)) < 4
 
 
 def test_lru_keeps_the_chain_that_is_used(open_store: OpenStore, clock: Clock) -> None:
@@ -271,12 +315,35 @@ def test_forgetting_a_user_leaves_no_trace_on_disk(store: Store, data_dir: Path)
     store.record_request(usage_record(1, prompt=secret, answer=secret, receipt={"prompt": secret}))
     store.record_request(usage_record(2, user=BOB.user, prompt=kept))
     put_chain(store, chain(2))
+    # In a shared scope: an entry of each, asked for by the other in other words, and decisions about both.
+    store.put_entry(entry(50, scope="global", prompt=secret))
+    store.put_entry(entry(51, scope="global", user=BOB.user, prompt=kept))
+    for number, prompt in ((50, secret), (51, kept)):
+        seen = {"cache": {"entry": entry(number).id, "matched_prompt": prompt, "score": 0.9}}
+        store.record_request(usage_record(number, user=BOB.user, receipt=seen))
+    theirs = alias(50, "a1", scope="global", user=BOB.user, prompt=kept)
+    mine = alias(51, "a2", scope="global", prompt=secret)
+    assert [store.aliases.put(item) for item in (theirs, mine, alias(1, prompt=secret))] == [True] * 3
+    about_mine = decision(50, scope="global", user=BOB.user, prompt=kept, matched_prompt=secret)
+    by_me = decision(51, scope="global", prompt=secret, matched_prompt=kept, reason=secret)
+    assert store.decisions.record([about_mine, by_me, decision(1, prompt=secret, matched_prompt=secret)])
+    for scope in (ALICE.scope, f"{ALICE.scope}#run", "global"):
+        assert store.evidence.save_evidence(scope, f"state of {scope}", [evidence(1), evidence(50), evidence(51)])
+        assert store.evidence.add_negative(scope, f"pair in {scope}")
     assert home_contains(data_dir, secret)
-    assert store.forget_user(ALICE.user) == (30, 2)
+    assert store.forget_user(ALICE.user) == (31, 2)
     assert home_contains(data_dir, secret) == []
+    assert store.aliases.find("global", "a1") is None
+    assert store.aliases.find("global", "a2") is None
+    (left,) = store.decisions.recent()
+    assert (left.prompt, left.matched_prompt, left.entry_id) == (kept, None, entry(50).id)
+    shared = store.evidence.load_evidence("global")
+    assert (shared.state, [item.entry_id for item in shared.entries]) == ("state of global", [entry(51).id])
+    assert shared.negatives == {"pair in global"}
     assert home_contains(data_dir, ALICE.user) == []
     assert home_contains(data_dir, kept)
-    assert [row.user for row in store.recent_requests()] == [BOB.user]
+    assert {row.user for row in store.recent_requests()} == {BOB.user}
+    assert [row.receipt["cache"]["matched_prompt"] for row in store.recent_requests(2)] == [kept, None]
     assert [user.user for user in store.usage().users] == [BOB.user]
     store.close()
     assert home_contains(data_dir, secret) == []
@@ -284,12 +351,17 @@ def test_forgetting_a_user_leaves_no_trace_on_disk(store: Store, data_dir: Path)
 
 def test_a_deleted_answer_is_gone_from_the_file_too(store: Store, data_dir: Path) -> None:
     store.put_entry(entry(1, answer="PLANTED-SECRET-7391"))
+    store.aliases.put(alias(1, prompt="PLANTED-SECRET-7391"))
+    store.decisions.record([decision(1, matched_prompt="PLANTED-SECRET-7391")])
     store.delete_entries([entry(1).id])
+    assert home_contains(data_dir, "PLANTED-SECRET-7391") == []
+    store.decisions.record([decision(2, entry_id=entry(1).id, matched_prompt="PLANTED-SECRET-7391")])
     assert home_contains(data_dir, "PLANTED-SECRET-7391") == []
 
 
-def test_many_threads_on_one_prefix_while_it_is_evicted(open_store: OpenStore) -> None:
-    store = open_store(StoreLimits(ram_bytes=2_000, disk_bytes=12 * BLOCK_BYTES))
+@pytest.mark.parametrize("queue_bytes", [0, 5 * BLOCK_BYTES])
+def test_many_threads_on_one_prefix_while_it_is_evicted(open_store: OpenStore, queue_bytes: int) -> None:
+    store = open_store(StoreLimits(ram_bytes=2_000, disk_bytes=12 * BLOCK_BYTES, write_queue_bytes=queue_bytes))
     chains = [chain(4, start=1000 * number) for number in range(4)]
     errors: list[BaseException] = []
 

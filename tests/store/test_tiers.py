@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,26 @@ import pytest
 import torch
 
 from semcache.store.blocks import BlockKey, tail_key
+from semcache.store.files import Files
 from semcache.store.store import Store, StoreLimits
+from semcache.store.tensors import encode
 
 from .conftest import OpenStore
-from .samples import ALICE, BOB, NO_RAM, BrokenFiles, Clock, block_files, chain, put_chain, same, span, tail, tail_of
+from .samples import (
+    ALICE,
+    BLOCK_TOKENS,
+    BOB,
+    NO_RAM,
+    BrokenFiles,
+    Clock,
+    block_files,
+    chain,
+    put_chain,
+    same,
+    span,
+    tail,
+    tail_of,
+)
 
 
 @pytest.mark.parametrize("limits", [StoreLimits(1 << 20, 1 << 20), NO_RAM, StoreLimits(1 << 20, 1 << 20, durable=True)])
@@ -289,3 +306,84 @@ def test_the_wrong_number_of_tokens_is_our_own_mistake(store: Store) -> None:
         store.put_block(chain(1)[0], span(3), ALICE)
     with pytest.raises(AssertionError):
         store.put_block(tail_key("00", None, 0, [1, 2, 3]), span(3), ALICE)
+
+
+class SlowDisk(Files):
+    """A disk on which every byte takes its time, on a timer that nothing else moves."""
+
+    def __init__(self, ms_per_byte: float) -> None:
+        super().__init__()
+        self.ms_per_byte = ms_per_byte
+        self.now_s = 0.0
+        self.num_read = 0
+        self._lock = threading.Lock()
+
+    def read(self, path: Path) -> bytearray:
+        content = super().read(path)
+        with self._lock:  # several are read at once
+            self.num_read += 1
+            self.now_s += self.ms_per_byte * len(content) / 1e3
+        return content
+
+
+def test_no_more_is_loaded_than_is_faster_than_computing(data_dir: Path, clock: Clock) -> None:
+    disk = SlowDisk(ms_per_byte=1.0)
+    store = Store.open(data_dir, NO_RAM, clock=clock, files=disk, timer=lambda: disk.now_s)
+    try:
+        keys = chain(5)
+        put_chain(store, keys)
+        assert store.load_cost_ms(keys) == 0
+        assert store.read_speeds() == {"ram": None, "disk": None}
+        assert len(store.load_prefix(keys, ms_per_token=1e-9)) == 5  # the first load is how the speed is known
+        file_bytes = len(encode(span()))
+        assert store.load_cost_ms(keys) == pytest.approx(5 * file_bytes)
+        assert store.read_speeds()["disk"] == pytest.approx(1000)
+        assert store.load_cost_ms([*keys[:2], *chain(1, start=900)]) == pytest.approx(2 * file_bytes)
+        ms_per_token = file_bytes / BLOCK_TOKENS
+        num_read = disk.num_read
+        assert store.load_prefix(keys, ms_per_token=0.98 * ms_per_token) == []
+        assert disk.num_read == num_read
+        assert store.counters()["computed_instead"] == 5
+        assert len(store.load_prefix(keys, ms_per_token=1.02 * ms_per_token)) == 5
+        assert len(store.load_prefix(keys)) == 5  # who does not say how fast it computes gets everything
+    finally:
+        store.close()
+
+
+def test_what_ram_holds_of_a_slow_prompt_is_loaded(data_dir: Path, clock: Clock) -> None:
+    disk = SlowDisk(ms_per_byte=1.0)
+    keys = chain(6)
+    store = Store.open(data_dir, StoreLimits(int(3.5 * span().size_bytes), 1 << 20), clock=clock, files=disk,
+                       timer=lambda: disk.now_s)  # fmt: skip
+    try:
+        put_chain(store, keys)
+        store.load_prefix(keys)  # measures the disk
+        for _ in range(2):
+            store.load_prefix(keys[:2])  # these two are in RAM afterwards
+        num_read = disk.num_read
+        assert len(store.load_prefix(keys, ms_per_token=1.0)) == 2
+        assert disk.num_read == num_read
+    finally:
+        store.close()
+
+
+def test_a_run_from_disk_stays_in_order_and_ends_where_it_is_damaged(open_store: OpenStore, data_dir: Path) -> None:
+    store = open_store(NO_RAM)
+    keys = chain(24)
+    spans = put_chain(store, keys)
+    assert all(same(left, right) for left, right in zip(store.load_prefix(keys), spans, strict=True))
+    for at in (20, 9):
+        flip(-1)(data_dir / "kv" / "mini" / keys[at].hash[:2] / f"{keys[at].hash}.safetensors")
+    assert len(store.load_prefix(keys)) == 9
+    assert store.counters()["damaged_blocks"] == 1  # what lies behind is not looked at
+    assert len(store.load_prefix(keys[10:])) == 10
+
+
+def test_what_was_read_from_disk_is_then_in_ram(open_store: OpenStore) -> None:
+    put_chain(open_store(NO_RAM), chain(3))
+    files = BrokenFiles()
+    store = open_store(StoreLimits(1 << 20, 1 << 20), files)
+    assert len(store.load_prefix(chain(3))) == 3
+    files.fail["read"] = errno.EIO
+    assert len(store.load_prefix(chain(3))) == 3
+    assert store.counters()["read_failures"] == 0

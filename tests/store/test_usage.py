@@ -8,7 +8,7 @@ from semcache.store import usage
 from semcache.store.store import Store
 
 from .conftest import OpenStore
-from .samples import ALICE, BOB, chain, entry, put_chain, usage_record
+from .samples import ALICE, BOB, alias, chain, entry, put_chain, usage_record
 
 
 def test_sums_by_user_and_in_total(store: Store) -> None:
@@ -59,6 +59,18 @@ def test_history_is_bounded_and_sums_are_not(store: Store, monkeypatch: pytest.M
     assert store.usage().total.requests == 8
 
 
+def test_users_are_all_who_asked_or_stored(store: Store) -> None:
+    store.record_request(usage_record(1, user="asked"))
+    for number, user in enumerate(("b", "a", "b", "c")):
+        store.put_entry(entry(number, user=user))
+    store.aliases.put(alias(1, user="worded"))
+    put_chain(store, chain(2), BOB)
+    assert store.users() == sorted(["asked", "a", "b", "c", "worded", BOB.user])
+    store.delete_entries([entry(3).id])
+    assert "c" not in store.users()
+
+
 def test_an_empty_store_has_no_users(store: Store) -> None:
+    assert store.users() == []
     report = store.usage()
     assert (report.users, report.total.requests, report.total.first_seen) == ((), 0, None)

@@ -115,3 +115,24 @@ def test_a_scope_is_loaded_once_and_damaged_rows_are_left_out() -> None:
     for _ in range(2):
         assert [name for name, _ in ours.nearest("s", np.array([1.0, 0.0]), 5, P)] == ["ok"]
     assert calls == ["s"]
+
+
+@FEW
+@given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=60), st.integers(0, 4), st.sampled_from([P, Q]))
+def test_one_product_gives_what_two_searches_give(rows: list[tuple[int, bool]], k: int, part: Partition) -> None:
+    ours = index()
+    for number, (seed, first) in enumerate(rows):  # few seeds: ties are common
+        ours.add("s", f"e{number:02d}", P if first else Q, vector(seed))
+    ours.add("s", "foreign", Partition("fp", "c", "p", "other"), vector(99))
+    found, donor = ours.nearest_and_donor("s", vector(99), k, part)
+    assert found == ours.nearest("s", vector(99), k, part)
+    assert [donor] == (ours.nearest("s", vector(99), 1, None, "m") or [None])
+
+
+def test_no_direction_or_no_such_embedder_has_no_donor() -> None:
+    ours = index()
+    ours.add("s", "e", P, vector(1))
+    assert ours.nearest_and_donor("s", np.zeros(8), 3, P) == ([], None)
+    assert ours.nearest_and_donor("s", vector(1, dim=9), 3, P) == ([], None)
+    assert ours.nearest_and_donor("s", vector(1), 3, P._replace(embedder="other")) == ([], None)
+    assert ours.nearest_and_donor("t", vector(1), 3, P) == ([], None)

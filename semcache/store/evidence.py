@@ -1,0 +1,176 @@
+"""What a policy has learned in a scope, kept across restarts. Knows no policy: the state is text it does not read."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from semcache.store.database import Database
+from semcache.store.entries import where_owner
+from semcache.store.incidents import Incidents
+from semcache.store.rows import Fault, checksum
+
+MAX_NEGATIVES_PER_SCOPE = 10_000
+
+
+@dataclass(frozen=True)
+class EntryEvidence:
+    """What was seen of one entry: compared answers, its own offset from the scope's model and its likelihood gaps."""
+
+    entry_id: str
+    num_same: int
+    num_other: int
+    offset: float
+    precision: float
+    num_regrets: int
+    mean_regret: float
+
+
+@dataclass(frozen=True)
+class StoredEvidence:
+    """All that is kept of a scope. `state` is None for a fresh start."""
+
+    state: str | None
+    entries: tuple[EntryEvidence, ...]
+    negatives: frozenset[str]
+
+
+_FIELDS = tuple(item.name for item in fields(EntryEvidence))
+_REALS = ("offset", "precision", "mean_regret")
+_ENTRY_COLUMNS = ("scope", *_FIELDS)
+# An entry that is gone leaves no evidence; "offset" is a word of SQL.
+_COLUMNS = ", ".join(f'"{name}"' for name in (*_ENTRY_COLUMNS, "checksum"))
+_INSERT = (
+    f"INSERT OR REPLACE INTO entry_evidence ({_COLUMNS}) "  # noqa: S608 - column names of our own dataclass
+    f"SELECT {', '.join(':' + name for name in (*_ENTRY_COLUMNS, 'checksum'))} "
+    "WHERE EXISTS (SELECT 1 FROM entries WHERE id = :entry_id AND scope = :scope)"
+)
+_STATE = ("scope", "state")
+
+
+class EvidenceTable:
+    """The tables `scope_evidence`, `entry_evidence` and `negatives`; foreign keys end evidence with its entry."""
+
+    def __init__(self, db: Database, incidents: Incidents, clock: Callable[[], float]) -> None:
+        self._db = db
+        self._incidents = incidents
+        self._clock = clock
+
+    def load_evidence(self, scope: str) -> StoredEvidence:
+        """Everything of a scope that is whole; what is damaged is counted, deleted and absent."""
+        with self._incidents.reading("evidence"):
+            with self._db.lock:
+                state = self._whole("scope_evidence", _STATE, "scope", scope)
+                entries = self._whole("entry_evidence", _ENTRY_COLUMNS, "scope", scope)
+                pairs = self._db.rows("SELECT pair_key FROM negatives WHERE scope = ?", (scope,))
+            return StoredEvidence(
+                state=state[0]["state"] if state else None,
+                entries=tuple(_from_row(row) for row in entries),
+                negatives=frozenset(str(row["pair_key"]) for row in pairs),
+            )
+        return StoredEvidence(None, (), frozenset())
+
+    def of_entry(self, entry_id: str) -> EntryEvidence | None:
+        """What was last saved of one entry."""
+        with self._incidents.reading("evidence"):
+            for row in self._whole("entry_evidence", _ENTRY_COLUMNS, "entry_id", entry_id):
+                return _from_row(row)
+        return None
+
+    def save_evidence(self, scope: str, state: str, entries: Sequence[EntryEvidence]) -> bool:
+        """Keep a scope's state and what is new of its entries, all or nothing; entries that are gone are skipped."""
+        row = {"scope": scope, "state": state}
+        with self._incidents.writing("evidence"), self._db.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO scope_evidence (scope, state, checksum, updated_at) VALUES (?, ?, ?, ?)",
+                (scope, state, checksum(row, _STATE), self._clock()),
+            )
+            connection.executemany(_INSERT, [_to_row(scope, item) for item in entries])
+            return True
+        return False
+
+    def add_negative(self, scope: str, pair_key: str) -> bool:
+        """Remember that two prompts do not ask the same; the oldest pairs of a scope leave when there are too many."""
+        with self._incidents.writing("negative pair"), self._db.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO negatives (scope, pair_key, at) VALUES (?, ?, ?)",
+                (scope, pair_key, self._clock()),
+            )
+            connection.execute(
+                "DELETE FROM negatives WHERE scope = ? AND number <= "
+                "(SELECT number FROM negatives WHERE scope = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (scope, scope, MAX_NEGATIVES_PER_SCOPE),
+            )
+            return True
+        return False
+
+    def _whole(self, table: str, names: Sequence[str], key: str, value: str) -> list[sqlite3.Row]:
+        rows = self._db.rows(f"SELECT rowid AS number, * FROM {table} WHERE {key} = ?", (value,))  # noqa: S608
+        damaged = [row["number"] for row in rows if row["checksum"] != checksum(row, names)]
+        for number in damaged:
+            self._incidents.damage("damaged_evidence", f"{table} {number}", "checksum does not match")
+            with self._incidents.writing("damaged evidence"), self._db.transaction() as connection:
+                connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (number,))  # noqa: S608
+        # SQLite believes its index; a damaged one can name the row of another key.
+        return [row for row in rows if row["number"] not in damaged and row[key] == value]
+
+    # For the rest of the store; these may raise sqlite3.Error
+
+    def clear(
+        self,
+        connection: sqlite3.Connection,
+        *,
+        scopes: Sequence[str] | None,
+        user: str | None,
+        namespace: str | None,
+        touched: Sequence[str],
+    ) -> None:
+        """Delete state and negative pairs of the scopes that were cleared as a whole.
+
+        With a user these are the user's own scopes, and of the `touched` shared ones those that nobody has anything in
+        any more.
+        """
+        where, params = where_owner(scopes=scopes, user=None, namespace=namespace)
+        if user is not None:
+            own = f"user:{user}"
+            where += (
+                " AND (scope = ? OR substr(scope, 1, length(?)) = ? OR (scope IN (SELECT value FROM json_each(?)) "
+                "AND scope NOT IN (SELECT scope FROM entries)))"
+            )
+            params = (*params, own, f"{own}#", f"{own}#", json.dumps(list(touched)))
+        for table in ("scope_evidence", "negatives"):
+            connection.execute(f"DELETE FROM {table} WHERE {where}", params)  # noqa: S608
+
+    def faults(self) -> list[Fault]:
+        """Rows that are damaged or whose entry is gone or elsewhere, without deleting anything; for `check`."""
+        states = self._db.rows("SELECT rowid AS number, * FROM scope_evidence")
+        entries = self._db.rows(
+            "SELECT rowid AS number, *, (SELECT scope FROM entries WHERE id = entry_id) AS entry_scope "
+            "FROM entry_evidence"
+        )
+        damaged = "damaged_evidence", "checksum does not match"
+        orphan = "orphan_evidence", "its entry is gone"
+        found = [
+            (damaged, str(row["scope"]), "scope_evidence", row["number"])
+            for row in states
+            if row["checksum"] != checksum(row, _STATE)
+        ]
+        for row in entries:
+            is_whole = row["checksum"] == checksum(row, _ENTRY_COLUMNS)
+            if not is_whole or row["entry_scope"] != row["scope"]:
+                found.append((orphan if is_whole else damaged, str(row["entry_id"]), "entry_evidence", row["number"]))
+        return [Fault(kind, item, detail, table, number) for (kind, detail), item, table, number in found]
+
+
+def _from_row(row: sqlite3.Row) -> EntryEvidence:
+    return EntryEvidence(**{name: row[name] for name in _FIELDS})
+
+
+def _to_row(scope: str, evidence: EntryEvidence) -> Mapping[str, Any]:
+    row: dict[str, Any] = {"scope": scope} | {name: getattr(evidence, name) for name in _FIELDS}
+    # SQLite gives REAL columns back as float; the checksum must see the same type before and after.
+    row |= {name: float(row[name]) for name in _REALS}
+    return row | {"checksum": checksum(row, _ENTRY_COLUMNS)}

@@ -1,0 +1,43 @@
+"""What tables have in common: a checksum over what never changes in a row, text that SQLite can hold, and faults."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that does not fit and can only be deleted. `item` is what it is about: an entry id or a scope."""
+
+    kind: str
+    item: str
+    detail: str
+    table: str
+    number: int  # its rowid
+
+
+def checksum(row: Mapping[str, Any] | sqlite3.Row, names: Iterable[str]) -> str:
+    """xxh3-128 over these columns as stored, each with its type and length."""
+    digest = xxhash.xxh3_128()
+    for name in names:
+        value = row[name]
+        content = value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(f"{name}:{type(value).__name__}:{len(content)};".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def number(value: object) -> float:
+    """The number in a column that no checksum covers; 0 for what a damaged row holds instead."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+def with_utf8(text: str) -> str:
+    """The text with a question mark for what has no UTF-8 (lone surrogates); for rows that people look at."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,51 @@
+"""A database of an older semcache is brought up to date with everything in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlite_utils
+
+from semcache.store.migrations import KNOWN, SCHEMA
+from semcache.store.store import Store
+
+from .conftest import OpenStore
+from .samples import ALICE, alias, decision, entry, evidence
+
+
+def test_every_migration_is_known() -> None:
+    with sqlite3.connect(":memory:") as connection:
+        db = sqlite_utils.Database(connection, execute_plugins=False)
+        SCHEMA.apply(db)
+        assert tuple(migration.name for migration in SCHEMA.applied(db)) == KNOWN
+    connection.close()
+
+
+@pytest.mark.parametrize("first_missing", KNOWN[4:])
+def test_an_older_database_keeps_its_answers(
+    store: Store, open_store: OpenStore, data_dir: Path, first_missing: str
+) -> None:
+    store.put_entry(entry(1))
+    store.close()
+    path = data_dir / "semcache.db"
+    old = data_dir / "old.db"
+    connection = sqlite3.connect(old)
+    SCHEMA.apply(sqlite_utils.Database(connection, execute_plugins=False), stop_before=first_missing)
+    connection.execute("ATTACH ? AS new", (str(path),))
+    connection.execute("INSERT INTO entries SELECT * FROM new.entries")
+    connection.commit()
+    connection.close()
+    old.replace(path)
+    again = open_store()
+    assert again.warnings == []
+    assert again.find_exact(ALICE.scope, "req1")[0].answer == entry(1).answer
+    assert again.aliases.put(alias(1))
+    assert again.evidence.save_evidence(ALICE.scope, "{}", [evidence(1)])
+    assert again.decisions.record([decision(1)])
+    assert again.delete_entries([entry(1).id]) == 1
+    assert again.aliases.find(ALICE.scope, "alias1") is None
+    assert again.evidence.load_evidence(ALICE.scope).entries == ()
+    assert again.decisions.recent()[0].matched_prompt is None
+    assert again.check().problems == ()

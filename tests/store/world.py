@@ -1,0 +1,157 @@
+"""A small store with something in every table, and what it may and may not say after something went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semcache.store.blocks import BlockKey, Owner
+from semcache.store.entries import Entry
+from semcache.store.store import Store
+from semcache.store.tensors import KVSpan
+from semcache.store.vectors import Partition, unit
+
+from .samples import (
+    ALICE,
+    BOB,
+    alias,
+    chain,
+    decision,
+    entry,
+    evidence,
+    same,
+    span,
+    tail,
+    tail_of,
+    usage_record,
+    vector,
+)
+
+CHAINS: tuple[tuple[Owner, list[BlockKey]], ...] = ((ALICE, chain(3)), (BOB, chain(2, start=500)))
+TAIL_KEY, TAIL = tail_of(CHAINS[0][1]), tail()
+ENTRIES = {
+    item.id: item
+    for item in (
+        entry(1), entry(2), entry(3, scope=BOB.scope, user=BOB.user),
+        entry(4, context_key="other"), entry(5, pinned=True, expires_at=2_000_000.0),
+    )
+}  # fmt: skip
+ALIASES = {(item.scope, item.request_key): item for item in (alias(1), alias(2), alias(2, "second"))}
+EVIDENCE = {item.entry_id: item for item in (evidence(1), evidence(2))}
+TTL_S = 10**7
+STATE = '{"weights": [0.5, 0.25]}'
+HERE = Partition("fp1", "ctx", "par", "minilm")
+
+
+def span_of(key: BlockKey) -> KVSpan:
+    return span(seed=key.first_token + key.token_ids[0])
+
+
+def put_blocks(store: Store) -> list[bool]:
+    done = [store.put_block(key, span_of(key), owner, 5.0) for owner, keys in CHAINS for key in keys]
+    return [*done, store.put_tail(TAIL_KEY, TAIL, ALICE, 5.0)]
+
+
+def put_answers(store: Store) -> list[bool]:
+    done = [store.put_entry(item) for item in ENTRIES.values()]
+    done += [store.aliases.put(item) for item in ALIASES.values()]
+    done.append(store.evidence.save_evidence(ALICE.scope, STATE, list(EVIDENCE.values())))
+    done.append(store.evidence.add_negative(ALICE.scope, "pair"))
+    done.append(store.decisions.record([decision(1), decision(2)]))
+    store.record_request(usage_record(1))
+    return done
+
+
+def fill(store: Store) -> list[bool]:
+    """Store everything, also what is there already; says of each thing whether it was kept."""
+    return put_blocks(store) + put_answers(store)
+
+
+def read(store: Store) -> Counter[str]:
+    """Ask for everything in every way; what comes must be what was stored. Returns how many things were missing."""
+    missed: Counter[str] = Counter()
+    for _, keys in CHAINS:
+        loaded = store.load_prefix(keys)
+        assert all(same(got, span_of(key)) for got, key in zip(loaded, keys, strict=False))
+        missed["blocks"] += len(keys) - len(loaded)
+        store.missing(keys)
+        store.load_cost_ms(keys)
+    record = store.load_tail(TAIL_KEY)
+    assert record is None or (same(record.span, TAIL.span) and torch.equal(record.logits, TAIL.logits))
+    missed["tails"] += record is None
+    for item in ENTRIES.values():
+        found = store.find_exact(item.scope, item.request_key)
+        assert len(found) <= 1
+        for one in found:
+            is_what_was_stored(one)
+        missed["entries"] += not found
+        shown = store.get_entry(item.id)
+        assert shown is None or is_what_was_stored(shown)
+    for scope in (ALICE.scope, BOB.scope):
+        neighbours = store.nearest(scope, vector(1), 9, None)
+        near, donor = store.nearest_and_donor(scope, vector(1), 9, HERE)
+        are_near(scope, [*neighbours, *near, *([donor] if donor else [])])
+        missed["neighbours"] += sum(item.scope == scope for item in ENTRIES.values()) - len(neighbours)
+    for place, item in ALIASES.items():
+        aliased = store.aliases.find(*place)
+        assert aliased is None or (aliased.id == item.entry_id and is_what_was_stored(aliased))
+        missed["aliases"] += aliased is None
+        store.aliases.of(item.entry_id)
+    learned = store.evidence.load_evidence(ALICE.scope)
+    assert learned.state in (None, STATE)
+    assert all(item == EVIDENCE[item.entry_id] for item in learned.entries)
+    missed["evidence"] += (learned.state is None) + len(EVIDENCE) - len(learned.entries)
+    look_around(store)
+    return missed
+
+
+def is_what_was_stored(found: Entry) -> bool:
+    want = ENTRIES[found.id]
+    if want.expires_at is None:  # a store with a TTL sets it
+        want = replace(want, expires_at=found.expires_at)
+        assert found.expires_at in (None, want.created_at + TTL_S)
+    moved = {"last_used_at": want.last_used_at, "hits": want.hits, "pinned": want.pinned}
+    assert replace(found, **moved) == want  # type: ignore[arg-type]
+    return True
+
+
+def are_near(scope: str, pairs: Sequence[tuple[Entry, float]]) -> None:
+    query = unit(vector(1))
+    assert query is not None
+    for found, score in pairs:
+        is_what_was_stored(found)
+        assert found.scope == scope
+        assert found.vector is not None
+        own = unit(found.vector)
+        assert own is not None
+        assert score == pytest.approx(float(np.dot(own, query)), abs=1e-5)
+
+
+def look_around(store: Store) -> None:
+    """What people and metrics ask for; the numbers may be off, the answer must come."""
+    store.decisions.recent()
+    store.decisions.of_request("req_1")
+    store.decisions.due_audits(9)
+    store.decisions.num_due()
+    store.decisions.wrong_hits()
+    store.decisions.wrong_hits_by_user()
+    store.evidence.of_entry(entry(1).id)
+    store.list_entries(limit=-1)
+    store.list_entries(sort="hits", match="question")
+    store.recent_requests()
+    store.usage()
+    store.users()
+    store.num_entries()
+    store.tier_status()
+    store.read_speeds()
+    store.has_neighbours(ALICE.scope, HERE)
+
+
+def files_of(data_dir: Path) -> list[Path]:
+    return sorted(path for path in (data_dir / "kv").rglob("*.safetensors"))
