@@ -1,7 +1,4 @@
-"""Decode: one token for every running row in one forward, each row at its own position in its own slot.
-
-Drafts will come in here: a row with several candidate tokens is a step of its own kind beside `DecodeStep`.
-"""
+"""Decode: one token for every running row in one forward, each row at its own position in its own slot."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The engine's front door: tokens in, tokens out. Knows no users, no HTTP and takes no cache decisions.
 
-One thread calls it. The caller owns the order of calls: begin, prefill until a token comes, decode, release.
+One thread calls it. The caller owns the order of calls: begin, prefill until a token comes, decode or verify, release.
+Before a decode or verify step the KV of every token but the newest is computed; the newest is the step's input.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
+from semcache.daemon.engine.draft import Proposal, usable
 from semcache.daemon.engine.fingerprint import numerics
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.prefill import last_chunk_start, next_stop, prefill_chunk
+from semcache.daemon.engine.prefill import chunk_logits, last_chunk_start, next_stop, prefill_chunk
 from semcache.daemon.engine.sampler import SampleKey, sample
+from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
 from semcache.daemon.request import Request
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan
@@ -24,32 +27,43 @@ from semcache.store.tensors import KVSpan
 class Engine:
     """A loaded model with its slots; CUDA is a setting whose code is plain and has not run on a card yet."""
 
-    def __init__(self, loaded: LoadedModel, *, num_slots: int, prefill_chunk_tokens: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, num_slots: int, prefill_chunk_tokens: int, tie_margin: float = 0.0
+    ) -> None:
         self.info = loaded.info
         self.tokenizer = loaded.tokenizer
         self.num_slots = num_slots
         self.prefill_chunk_tokens = prefill_chunk_tokens
-        self.numerics = numerics(loaded.info.device, loaded.info.dtype, prefill_chunk_tokens)
+        self.tie_margin = tie_margin or TIE_MARGINS[loaded.info.dtype]
+        self.numerics = numerics(loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, loaded.info.products)
         self._model = loaded.model
         self._pool = SlotPool(loaded.info, num_slots)
+        self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
 
     @property
     def num_free_slots(self) -> int:
         return self._pool.num_free
 
     def begin(self, request: Request) -> None:
-        """Take a slot for the request and copy what was restored into it."""
+        """Take a slot for the request, copy what was restored into it, and cut off what no donor can offer.
+
+        Where the first token needs no forward the copy waits until that token is out.
+        """
         self._check(request)
-        slot = self._pool.acquire()
-        try:
-            request.num_computed = self._pool.restore(slot, request.restored)
-        except RuntimeError as error:
-            self._pool.release(slot)
-            raise EngineError(f"restoring {request.num_restored} tokens failed: {error}") from error
-        request.slot = slot
-        if request.num_computed == request.num_prompt_tokens and request.prompt_logits is None:
+        request.donor = usable(request.donor, self.info.vocab_size, self.info.eos_token_ids)
+        request.slot = self._pool.acquire()
+        request.num_computed = request.num_restored
+        self._to_restore[request.slot] = request.restored
+        if request.num_restored == request.num_prompt_tokens:
+            if request.prompt_logits is not None:
+                return
             # All KV but no logits: the last chunk runs again, with the shape that it had when it ran first.
             request.num_computed = last_chunk_start(request.num_prompt_tokens, self.prefill_chunk_tokens)
+        try:
+            self._restore(request)
+        except EngineError:
+            self.release(request)
+            raise
 
     def prefill(self, request: Request) -> int | None:
         """Run one chunk; the first token of the answer when the prompt is complete, else None.
@@ -69,33 +83,86 @@ class Engine:
                     is_last=stop == num_prompt_tokens,
                 )
             request.num_computed = stop
+            request.num_passes += 1
             if logits is None:
                 return None
             # Copied outside inference mode: what leaves the engine is an ordinary tensor.
             request.prompt_logits = logits.to("cpu", torch.float32, copy=True)
         assert isinstance(request.prompt_logits, Tensor), request.id
-        return sample(request.prompt_logits[None], [_sample_key(request)])[0]
+        [token] = sample(request.prompt_logits[None], [_sample_key(request, request.num_computed)])
+        if request.donor is not None:
+            # The prompt's own logits judge the donor's first token, without a pass.
+            request.donor_regret = regrets(request.prompt_logits[None], request.donor.tokens[:1])[0]
+            request.num_drafted = 1
+            request.num_draft_accepted = int(token == request.donor.tokens[0])
+        return token
 
     def decode(self, requests: Sequence[Request]) -> list[int]:
         """The next token of each request, from one forward; the newest output token of each is the input."""
         rows = [DecodeRow(self._slot(request), request.num_computed, _newest(request)) for request in requests]
         for request in requests:
+            self._restore(request)
             if request.num_computed >= self.info.context_tokens:
                 raise EngineError(f"request {request.id} has filled the context of {self.info.context_tokens} tokens")
         with torch.inference_mode():
             logits = decode_rows(self._model, self._pool, rows)  # [rows, vocab]
             for request in requests:
                 request.num_computed += 1
-            return sample(logits, [_sample_key(request) for request in requests])
+                request.num_passes += 1
+            return sample(logits, [_sample_key(request, request.num_computed) for request in requests])
+
+    def room(self, request: Request) -> int:
+        """How many tokens one verification may bring: to the end of the answer or the context, at most a chunk."""
+        num_output = len(request.output_tokens)
+        left = self.info.context_tokens - request.num_prompt_tokens - num_output
+        return min(left, request.sampling.max_tokens - num_output, self.prefill_chunk_tokens)
+
+    def verify(self, request: Request, proposal: Proposal) -> Verified:
+        """Judge proposed tokens in one forward of this row alone; KV behind what is accepted is overwritten later.
+
+        Counts what was drafted; what was accepted counts once it is part of the answer.
+        """
+        drafted, start = proposal.tokens, request.num_computed
+        # The last token that fits needs no row of its own: it is judged by the row before.
+        num_rows = min(len(drafted) + 1, self.room(request))
+        inputs = [_newest(request), *drafted][:num_rows]
+        self._restore(request)
+        with torch.inference_mode():
+            logits = chunk_logits(self._model, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
+            keys = [_sample_key(request, start + 1 + row) for row in range(num_rows)]
+            verified = judge(logits, drafted, keys, self.tie_margin)
+            if proposal.source == "donor":
+                self._learn(request, proposal, logits)
+        request.num_passes += 1
+        request.num_computed += len(verified.tokens)
+        return verified
+
+    def _learn(self, request: Request, proposal: Proposal, logits: Tensor) -> None:
+        """Count the donor's tokens, and take its regret from the pass that judges it from the start."""
+        donor, first = request.donor, request.donor_regret
+        is_first_pass = request.num_drafted == request.num_draft_accepted == 1
+        request.num_drafted += len(proposal.tokens)
+        # Another donor's answer, or a later piece of this one, says nothing about the whole of this one.
+        if donor is None or first is None or not is_first_pass or proposal.start != 1:
+            return
+        if proposal.tokens != donor.tokens[1 : 1 + len(proposal.tokens)]:
+            return
+        gaps = [first, *regrets(logits, proposal.tokens)]
+        if donor.has_ended and len(logits) == len(donor.tokens) and self.info.eos_token_ids:
+            ends = logits[-1, list(self.info.eos_token_ids)]
+            gaps.append(float(logits[-1].max() - ends.max()))
+        request.donor_regret = sum(gaps) / len(gaps)
 
     def prompt_kv(self, request: Request, start: int) -> KVSpan:
         """Host copy of the KV of prompt tokens [start, num_prompt_tokens)."""
         assert request.num_computed >= request.num_prompt_tokens, request.id
+        self._restore(request)
         return self._pool.snapshot(self._slot(request), start, request.num_prompt_tokens)
 
     def release(self, request: Request) -> None:
         """Give the request's slot back; harmless when it has none."""
         if request.slot is not None:
+            self._to_restore.pop(request.slot, None)
             self._pool.release(request.slot)
             request.slot = None
 
@@ -104,6 +171,15 @@ class Engine:
         del self._model, self._pool
         if torch.device(self.info.device).type == "cuda":
             torch.cuda.empty_cache()
+
+    def _restore(self, request: Request) -> None:
+        """Copy what waits for the request's slot into it; nothing the second time."""
+        slot = self._slot(request)
+        spans = self._to_restore.pop(slot, ())
+        try:
+            self._pool.restore(slot, spans)
+        except RuntimeError as error:
+            raise EngineError(f"restoring {request.num_restored} tokens failed: {error}") from error
 
     def _check(self, request: Request) -> None:
         num_tokens, context_tokens = request.num_prompt_tokens, self.info.context_tokens
@@ -135,6 +211,6 @@ def _newest(request: Request) -> int:
     return request.output_tokens[-1]
 
 
-def _sample_key(request: Request) -> SampleKey:
+def _sample_key(request: Request, position: int) -> SampleKey:
     seed = request.sampling.seed
-    return SampleKey(request.sampling, request.noise_seed if seed is None else seed, request.num_computed)
+    return SampleKey(request.sampling, request.noise_seed if seed is None else seed, position)

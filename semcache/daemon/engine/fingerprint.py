@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from semcache.daemon.engine.attention import ATTENTION_NAME, ATTENTION_VERSION
+from semcache.daemon.engine.machine import processor_digest
 from semcache.daemon.engine.source import weight_files
 
 _EDGE_BYTES = 64 * 1024
@@ -39,13 +40,14 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def numerics(device: str, dtype: str, prefill_chunk_tokens: int) -> str:
+def numerics(device: str, dtype: str, prefill_chunk_tokens: int, products: str) -> str:
     """Everything besides the model that decides the last bits of KV and logits on this machine."""
     if torch.device(device).type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         processor = f"cuda/{torch.cuda.get_device_name(device)}/sm{major}{minor}/cuda{torch.version.cuda}"
     else:
-        processor = f"cpu/{torch.backends.cpu.get_cpu_capability()}/threads{torch.get_num_threads()}"
+        capability = f"{torch.backends.cpu.get_cpu_capability()}/{processor_digest()}"
+        processor = f"cpu/{capability}/threads{torch.get_num_threads()}"
     return ";".join(
         (
             processor,
@@ -53,6 +55,7 @@ def numerics(device: str, dtype: str, prefill_chunk_tokens: int) -> str:
             f"transformers{transformers.__version__}",
             f"chunk{prefill_chunk_tokens}",
             f"{ATTENTION_NAME}{ATTENTION_VERSION}",
+            products,
             dtype,
         )
     )

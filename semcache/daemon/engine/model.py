@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from semcache.daemon.engine.attention import ATTENTION_NAME, register_attention
 from semcache.daemon.engine.fingerprint import model_fingerprint
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.memory import free_bytes
+from semcache.daemon.engine.packed import PLAIN, choose_products, held_bytes, pack
 from semcache.daemon.engine.servable import Probe, probe, self_check, served_context
 from semcache.daemon.engine.source import Progress, find_model_folder, one_line, read_config, weight_files
 from semcache.daemon.engine.tokenizer import Tokenizer, load_tokenizer
@@ -43,9 +44,10 @@ class ModelInfo:
     dtype: str
     fingerprint: str
     kv_bytes_per_token: int
-    weights_bytes: int
+    weights_bytes: int  # in memory, in all layouts
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    products: str = PLAIN  # how weights are multiplied, see `choose_products`
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,20 @@ def load_model(
         info = _describe(
             name, folder, model, tokenizer, stock, context_tokens=context_tokens, device=device, dtype=dtype
         )
-        self_check(model, SlotPool(info, num_slots=2, capacity_tokens=len(stock.tokens)), stock)
+        info = prepare(model, info, stock)
     except ModelLoadError as error:
         raise ModelLoadError(f"model {name} cannot be served: {error.message}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ModelLoadError(f"model {name} cannot be served: a trial run failed with {reason}") from error
     return LoadedModel(model, tokenizer, info)
+
+
+def prepare(model: PreTrainedModel, info: ModelInfo, stock: Probe) -> ModelInfo:
+    """Make the model fast and prove it against what it computed before; raises ModelLoadError where it differs."""
+    pool = SlotPool(info, num_slots=2, capacity_tokens=len(stock.tokens))
+    pack(model, info.products, lambda: self_check(model, pool, stock))
+    return replace(info, weights_bytes=held_bytes(model))
 
 
 def _resolve_device(device: str) -> str:
@@ -188,6 +197,7 @@ def _describe(
 ) -> ModelInfo:
     fingerprint = model_fingerprint(folder)
     parameters = list(model.parameters())
+    weights_bytes = sum(parameter.nbytes for parameter in parameters)
     eos_token_ids = _eos_token_ids(model, tokenizer)
     pad_token_id = tokenizer.pad_token_id
     return ModelInfo(
@@ -208,9 +218,10 @@ def _describe(
         * stock.num_kv_heads
         * (stock.key_dim + stock.value_dim)
         * getattr(torch, dtype).itemsize,
-        weights_bytes=sum(parameter.nbytes for parameter in parameters),
+        weights_bytes=weights_bytes,
         eos_token_ids=eos_token_ids,
         pad_token_id=pad_token_id if pad_token_id is not None else (eos_token_ids or (0,))[0],
+        products=choose_products(device, dtype, weights_bytes),
     )
 
 

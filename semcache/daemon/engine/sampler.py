@@ -6,7 +6,7 @@ the host, so CPU and CUDA agree; greedy rows never leave the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +30,7 @@ class SampleKey:
 def sample(logits: Tensor, keys: Sequence[SampleKey]) -> list[int]:
     """One token id for each row of logits [rows, vocab]; equal logits go to the lowest id."""
     best = logits.argmax(dim=-1)  # the first of equal maxima, on every device
-    if logits.gather(1, best[:, None]).isnan().any():
-        raise EngineError("the model computed NaN logits; try model.dtype = float32")
+    _refuse_nan(logits.gather(1, best[:, None]))
     tokens: list[int] = best.tolist()
     for row, key in enumerate(keys):
         if not key.sampling.is_greedy:
@@ -39,17 +38,77 @@ def sample(logits: Tensor, keys: Sequence[SampleKey]) -> list[int]:
     return tokens
 
 
+def sample_clearly(logits: Tensor, keys: Sequence[SampleKey], tie_margin: float) -> Iterator[int | None]:
+    """Row by row the token that `sample` gives, or None where logits that differ by `tie_margin` could give another.
+
+    Rows are sampled as they are asked for, so that nothing is spent on rows behind the first mismatch.
+    """
+    top = logits.topk(2, dim=-1)
+    _refuse_nan(top.values)
+    margins = (top.values[:, 0].float() - top.values[:, 1].float()).tolist()
+    tokens: list[int] = top.indices[:, 0].tolist()
+    for row, key in enumerate(keys):
+        if key.sampling.is_greedy:
+            yield tokens[row] if margins[row] > tie_margin else None
+        else:
+            yield _sample_row_clearly(logits[row].to("cpu", torch.float32), key, tie_margin)
+
+
+def _refuse_nan(largest: Tensor) -> None:
+    if largest.isnan().any():
+        raise EngineError("the model computed NaN logits; try model.dtype = float32")
+
+
 def _sample_row(logits: Tensor, key: SampleKey) -> int:
-    sampling = key.sampling
-    # Subtracting the maximum first keeps tiny temperatures finite.
-    scaled = (logits - logits.max()) / sampling.temperature  # [vocab]
-    kept = torch.arange(scaled.numel())  # ids in rising order, so that ties go to the lowest
-    if 0 < sampling.top_k < scaled.numel():
-        kept = kept[_largest(scaled, sampling.top_k)]
-    if sampling.top_p < 1.0:
-        kept = kept[_nucleus(scaled[kept], sampling.top_p)]
+    scaled = _scaled(logits, key.sampling)
+    kept = _filtered(scaled, key.sampling.top_k, key.sampling.top_p).nonzero()[:, 0]  # rising: ties go to the lowest id
     noise = gumbel(key.seed, key.position, scaled.numel(), kept)
     return int(kept[(scaled[kept] + noise).argmax()])
+
+
+def _sample_row_clearly(logits: Tensor, key: SampleKey, tie_margin: float) -> int | None:
+    """The winner by more than the margin of everything the filters might keep, if they keep it for certain.
+
+    The margin is in units of logits: noise is added to logits / T, so it is divided by T too.
+    """
+    scaled, margin = _scaled(logits, key.sampling), tie_margin / key.sampling.temperature
+    certain, possible = _filtered_within(scaled, key.sampling, margin)
+    kept = possible.nonzero()[:, 0]
+    scores = scaled[kept] + gumbel(key.seed, key.position, scaled.numel(), kept)
+    best = scores.topk(min(2, scores.numel()))
+    token = int(kept[best.indices[0]])
+    is_clear = best.values.numel() == 1 or float(best.values[0] - best.values[1]) > margin
+    return token if is_clear and bool(certain[token]) else None
+
+
+def _scaled(logits: Tensor, sampling: Sampling) -> Tensor:
+    # Subtracting the maximum first keeps tiny temperatures finite.
+    return (logits - logits.max()) / sampling.temperature  # [vocab]
+
+
+def _filtered_within(scaled: Tensor, sampling: Sampling, margin: float) -> tuple[Tensor, Tensor]:
+    """Masks of what the filters keep for certain and of what they may keep, if scores were off by the margin."""
+    kept = torch.ones_like(scaled, dtype=torch.bool)
+    if not 0 < sampling.top_k < scaled.numel() and sampling.top_p >= 1.0:
+        return kept, kept
+    # Scores that are off by half the margin either way move the probability of a set by less than half the margin.
+    slack = margin / 2 if sampling.top_p < 1.0 else 0.0
+    fewer = _filtered(scaled, sampling.top_k, sampling.top_p - slack)
+    more = _filtered(scaled, sampling.top_k, sampling.top_p + slack)
+    certain = scaled > scaled[~fewer].max() + margin if not fewer.all() else kept
+    return certain, scaled >= scaled[more].min() - margin
+
+
+def _filtered(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Mask of what top-k and then top-p keep; never empty."""
+    kept = torch.ones_like(scaled, dtype=torch.bool)
+    if 0 < top_k < scaled.numel():
+        kept = _largest(scaled, top_k)
+    if top_p < 1.0:
+        ids = kept.nonzero()[:, 0]
+        kept = torch.zeros_like(kept)
+        kept[ids[_nucleus(scaled[ids], top_p)]] = True
+    return kept
 
 
 def _largest(scores: Tensor, num_kept: int) -> Tensor:

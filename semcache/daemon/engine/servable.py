@@ -102,9 +102,9 @@ def probe(model: PreTrainedModel, vocab_size: int, context_tokens: int) -> Probe
 
     cache.update = update
     ids = tokens.to(model.device)
-    with _stock_attention(model, "sdpa"):
+    with stock_attention(model, "sdpa"):
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0].to("cpu", torch.float32)
-    with _stock_attention(model, "eager"):
+    with stock_attention(model, "eager"):
         rounded = model(input_ids=ids, use_cache=False).logits[0].to("cpu", torch.float32)
     noise = max(_difference(*rows) for rows in zip(rounded, logits, strict=True))
     distinct = set(shapes.values())
@@ -118,7 +118,8 @@ def probe(model: PreTrainedModel, vocab_size: int, context_tokens: int) -> Probe
 
 
 @contextmanager
-def _stock_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+def stock_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model with an attention of its own, eager where it has none of that name."""
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError):

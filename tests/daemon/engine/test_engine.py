@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.request import Request, Sampling
@@ -123,6 +124,36 @@ def test_a_full_record_needs_no_forward_and_goes_on_the_same(engine: Engine, num
         for request in (first, warm):  # one at a time, so both run the same shapes
             request.emit(engine.decode([request]), "")
     assert warm.output_tokens == first.output_tokens
+
+
+def test_the_first_token_of_a_full_record_does_not_wait_for_its_kv(engine: Engine) -> None:
+    prompt = random_prompt(random.Random(4), 2 * CHUNK_TOKENS + 5)
+    first = start(engine, request_for(prompt))
+    kv, logits = engine.prompt_kv(first, 0), first.prompt_logits
+    warm = restored_request(prompt, [kv], prompt_logits=logits)
+    start(engine, warm)
+    assert list(engine._to_restore) == [warm.slot]
+    assert_equal_kv(engine.prompt_kv(warm, 0), kv)
+    assert not engine._to_restore
+    again = start(engine, restored_request(prompt, [kv], prompt_logits=logits))
+    engine.release(
+        again
+    )  # ended by its first token: nothing is copied, and nothing is left for the slot's next request
+    assert not engine._to_restore
+    other = request_for(random_prompt(random.Random(5), 5))
+    cold, reused = start(engine, other), start(engine, request_for(other.prompt_tokens))
+    assert_equal_kv(engine.prompt_kv(cold, 0), engine.prompt_kv(reused, 0))
+
+
+def test_a_draft_behind_a_full_record_sees_its_kv(engine: Engine) -> None:
+    prompt = random_prompt(random.Random(6), 2 * CHUNK_TOKENS + 5)
+    first = start(engine, request_for(prompt))
+    kv, logits = engine.prompt_kv(first, 0), first.prompt_logits
+    for _ in range(8):
+        first.emit(engine.decode([first]), "")
+    warm = start(engine, restored_request(prompt, [kv], prompt_logits=logits))
+    verified = engine.verify(warm, Proposal(tuple(first.output_tokens[1:9]), "donor", 1))
+    assert verified.tokens[:8] == first.output_tokens[1:9]
 
 
 def count_forwards(engine: Engine, work: Callable[[], object]) -> int:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from semcache.daemon.engine.fingerprint import model_fingerprint, numerics
+from semcache.daemon.engine.machine import processor_digest
+from semcache.daemon.engine.packed import BOTH, PACKED, PLAIN
 from tests.daemon.engine.conftest import edit_config
 
 
@@ -63,10 +65,14 @@ def test_a_renamed_or_added_weight_file_changes_it(folder: Path) -> None:
 
 
 def test_numerics_name_everything_that_rounds() -> None:
-    text = numerics("cpu", "bfloat16", 128)
-    assert f"cpu/{torch.backends.cpu.get_cpu_capability()}/threads{torch.get_num_threads()}" in text
+    text = numerics("cpu", "bfloat16", 128, PACKED)
+    assert (
+        f"cpu/{torch.backends.cpu.get_cpu_capability()}/{processor_digest()}/threads{torch.get_num_threads()}" in text
+    )
     assert f"torch{torch.__version__}" in text
     assert "chunk128" in text
     assert "semcache_slots1" in text
+    assert PACKED in text
     assert "bfloat16" in text
-    assert len({text, numerics("cpu", "float32", 128), numerics("cpu", "bfloat16", 64)}) == 3
+    others = [("float32", 128, PACKED), ("bfloat16", 64, PACKED), ("bfloat16", 128, PLAIN), ("bfloat16", 128, BOTH)]
+    assert len({text, *(numerics("cpu", *other) for other in others)}) == 5

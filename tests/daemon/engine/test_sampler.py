@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from semcache.daemon.engine.sampler import SampleKey, gumbel, sample
+from semcache.daemon.engine.sampler import SampleKey, gumbel, sample, sample_clearly
 from semcache.daemon.request import Sampling
 from semcache.errors import EngineError
 
@@ -84,3 +84,58 @@ def test_a_tiny_temperature_is_greedy() -> None:
 def test_nan_logits_are_an_error_that_says_what_to_do() -> None:
     with pytest.raises(EngineError, match=r"NaN.*float32"):
         sample(torch.tensor([[0.0, math.nan]]), [SampleKey(Sampling(), 0, 0)])
+
+
+def clear(logits: torch.Tensor, sampling: Sampling, margin: float, position: int = 0) -> int | None:
+    return next(sample_clearly(logits[None], [SampleKey(sampling, 1, position)], margin))
+
+
+def test_a_greedy_choice_is_clear_above_the_margin() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.5])
+    assert clear(logits, Sampling(), 0.4) == 1
+    assert clear(logits, Sampling(), 0.5) is None
+    assert clear(torch.tensor([3.0, 1.0, 3.0]), Sampling(), 0.0) is None  # equal logits are a tie at any margin
+
+
+SAMPLINGS = [
+    Sampling(temperature=0.8),
+    Sampling(temperature=1.3, top_k=5),
+    Sampling(temperature=0.8, top_p=0.9),
+    Sampling(temperature=0.7, top_k=20, top_p=0.8),
+    Sampling(),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_clear_choice_is_the_one_of_sample_and_survives_every_change_within_the_margin(sampling: Sampling) -> None:
+    generator = torch.Generator().manual_seed(2)
+    margin, num_clear, num_draws, num_moved = 0.2, 0, 150, 0
+    for position in range(num_draws):
+        logits = torch.randn(60, generator=generator) * 3
+        token = clear(logits, sampling, margin, position)
+        key = SampleKey(sampling, 1, position)
+        exact = sample(logits[None], [key])[0]
+        # Off by half the margin either way, so that two logits move by up to the margin against each other.
+        offs = [(torch.rand(60, generator=generator) - 0.5) * margin for _ in range(8)]
+        offs += [torch.where(torch.arange(60) == exact, -margin / 2, margin / 2), -margin / 2 * logits.sign()]
+        others = {sample((logits + off)[None], [key])[0] for off in offs}
+        num_moved += others != {exact}
+        if token is not None:
+            num_clear += 1
+            assert token == exact
+            assert others == {exact}
+    assert num_clear > num_draws / 2
+    assert num_moved > 0  # the changes are such that choices that are not clear do change
+
+
+def test_rows_behind_the_last_one_asked_for_are_not_sampled() -> None:
+    logits, sampling = torch.randn(3, 100), Sampling(temperature=1.0)
+    keys = [SampleKey(sampling, 1, 0), SampleKey(sampling, 1, 1)]
+    tokens = sample_clearly(logits, keys, 0.0)
+    assert [next(tokens), next(tokens)] == sample(logits[:2], keys)
+    assert next(tokens, "none left") == "none left"
+
+
+def test_nan_logits_are_no_clear_choice_but_an_error() -> None:
+    with pytest.raises(EngineError, match=r"NaN.*float32"):
+        clear(torch.tensor([0.0, math.nan]), Sampling(), 0.1)
