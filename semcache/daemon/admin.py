@@ -14,12 +14,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from semcache import wire
 from semcache.daemon import bodies
 from semcache.daemon.auth import canonical_user, principal
+from semcache.daemon.cache.strategy import principal_of
 from semcache.daemon.http import error_body, sse, status_of
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
 from semcache.daemon.loop import EngineLoop
-from semcache.daemon.overview import Overview
+from semcache.daemon.overview import EmbedderSlot, Overview
 from semcache.daemon.service import Service
+from semcache.daemon.trust import Trust
 from semcache.errors import UnavailableError, UsageError
 
 
@@ -30,6 +32,8 @@ def routes(
     journal: Journal,
     engine: EngineLoop,
     service: Service,
+    trust: Trust,
+    embedder: EmbedderSlot,
     pool: Executor,
     shut_down: Callable[[float], None],
 ) -> APIRouter:
@@ -74,10 +78,14 @@ def routes(
 
     @router.get("/v1/semcache/entries", response_model=None)
     async def entries(
-        http: Request, limit: int = 50, sort: str = "used", match: str | None = None, user: str | None = None
-    ) -> dict[str, Any]:
+        http: Request, limit: int = 50, sort: str = "used", match: str | None = None, user: str | None = None,
+        near: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         caller = principal(http.scope["state"])
         whose = canonical_user(caller, user) if user is not None else None
+        if near is not None:
+            await service.settled()
+            return {"entries": await in_pool(trust.near, whose or caller, near, _limit(limit), embedder.get())}
         rows = await in_pool(library.entries, caller, whose, _limit(limit), sort, match)
         return {"entries": rows}
 
@@ -137,11 +145,11 @@ def _limit(limit: int) -> int:
 
 
 async def _events(journal: Journal, caller: str) -> AsyncIterator[bytes]:
-    """Events of the caller's own requests, and of the model."""
+    """Events of the caller's own requests and entries, and of the model."""
     yield b": connected\n\n"
     async for event in journal.events():
         if event is None:
             return
         kind, data = event
-        if kind != "request" or data["user"] == caller or data["user"].startswith(f"{caller}/"):
+        if "user" not in data or principal_of(data["user"]) == caller:
             yield sse(json.dumps(data, ensure_ascii=False), event=kind)

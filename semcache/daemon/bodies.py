@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, TypeVar
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -85,6 +86,7 @@ class ChatBody(_Sampled):
     cache_strategy: str | None = None
     cache: str | None = None
     cache_namespace: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    explain: bool = False
     chat_template_kwargs: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     def ask(self, config: Config, user: str, cache_control: str | None) -> Ask:
@@ -100,6 +102,7 @@ class ChatBody(_Sampled):
             sampling=self.sampling(config, self.max_completion_tokens or self.max_tokens),
             options=cache_options(config, self.cache_strategy, self.cache, cache_control, self.cache_namespace),
             template_options=tuple(sorted((k, str(v)) for k, v in self.chat_template_kwargs.items())),
+            explains=self.explain,
         )  # fmt: skip
 
 
@@ -125,6 +128,46 @@ class GenerateBody(_Strict):
             sampling=self.parameters.sampling(config, self.parameters.max_new_tokens),
             options=cache_options(config, self.cache_strategy, None, None, ""),
         )  # fmt: skip
+
+
+class ExplainBody(_Strict):
+    """A question to look up without asking it."""
+
+    prompt: str
+    system: str | None = None
+    user: str | None = None
+    cache_strategy: str | None = None
+    cache: str | None = None
+    cache_namespace: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+
+    def ask(self, config: Config, user: str) -> Ask:
+        if not self.prompt.strip():
+            raise UsageError("the prompt is empty; ask something", param="prompt")
+        system = (Message("system", self.system),) if self.system is not None else ()
+        return Ask(
+            user=user, messages=(*system, Message("user", self.prompt)), sampling=_Sampled().sampling(config, None),
+            options=cache_options(config, self.cache_strategy, self.cache, None, self.cache_namespace),
+        )  # fmt: skip
+
+
+class FeedbackBody(_Strict):
+    id: str
+    verdict: Literal["wrong", "right"]
+
+    @field_validator("id")
+    @classmethod
+    def _id_is_one_of_ours(cls, value: str) -> str:
+        if not re.fullmatch(r"(req|e)_[0-9a-z]{1,64}", value):
+            raise ValueError("must be the id of a request (req_…) or of an entry (e_…)")
+        return value
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class TuneBody(_Strict):
+    max_error: list[Share] = Field(min_length=1, max_length=20)
+    max_hit_error: list[Share] = Field(min_length=1, max_length=20)
 
 
 class ClearBody(_Strict):

@@ -14,24 +14,36 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from semcache.config import Config
-from semcache.daemon import admin, generate, openai
+from semcache.daemon import admin, generate, insight, openai
+from semcache.daemon.ahead import PrefillAhead
 from semcache.daemon.app import create_app
+from semcache.daemon.audits import Auditor
 from semcache.daemon.cache.admit import Admission
+from semcache.daemon.cache.equivalence import make_equivalence
+from semcache.daemon.cache.evidence import EvidenceBook
+from semcache.daemon.cache.lessons import Lessons
 from semcache.daemon.cache.lookup import Lookup
-from semcache.daemon.cache.policy import make_policy
+from semcache.daemon.cache.marks import MarkedPairs
+from semcache.daemon.cache.policies import make_policy
+from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.memory import free_bytes, slots_that_fit
 from semcache.daemon.engine.model import load_model
+from semcache.daemon.idle import IdleTime
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
 from semcache.daemon.loop import EngineLoop, Progress
 from semcache.daemon.overview import EmbedderSlot, Overview
+from semcache.daemon.receipts import audit_event, turn_event
 from semcache.daemon.service import Service
+from semcache.daemon.trust import Trust
+from semcache.daemon.turns import Turns
 from semcache.store.store import Store, StoreLimits
 
 log = logging.getLogger("semcache.daemon")
 
 _POOL_THREADS = 4
+_WRITE_QUEUE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,19 @@ def build(
     """Open the store and wire everything; nothing is loaded yet. Raises StoreError."""
     store = Store.open(data_dir, store_limits(config, data_dir))
     embedder = EmbedderSlot(config.semantic.embedder)
-    policy = make_policy(config.semantic.policy, threshold=config.semantic.threshold)
-    lookup = Lookup(store, policy, embedder.get, reuse_sampled=config.cache.reuse_sampled)
+    semantic = config.semantic
+    marks = MarkedPairs(lambda scope: store.evidence.load_evidence(scope).negatives, store.evidence.add_negative)
+    policy = make_policy(
+        semantic.policy, threshold=semantic.threshold, max_error=semantic.max_error,
+        max_hit_error=semantic.max_hit_error, audit_rate=semantic.audit_rate, book=EvidenceBook(store.evidence),
+        marks=marks,
+    )  # fmt: skip
+    learner = policy if isinstance(policy, VerifiedPolicy) else None
+    lessons = Lessons(
+        store, learner, make_equivalence(semantic.equivalence, embedder.get), marks=marks,
+        audit_rate=semantic.audit_rate,
+        asks_judge=semantic.equivalence == "judge",
+    )  # fmt: skip
     admission = Admission(store, embedder.get, ttl_s=config.cache.ttl_s)
     journal = Journal(store)
     pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="pool")
@@ -71,13 +94,37 @@ def build(
 
         return load_engine(config, both)
 
-    engine = EngineLoop(load, on_change=on_change, keep_alive_s=config.daemon.keep_alive_s)
-    service = Service(config=config, loop=engine, lookup=lookup, admission=admission, journal=journal, pool=pool)
+    engine = EngineLoop(load, on_change=on_change, keep_alive_s=config.daemon.keep_alive_s, drafts=config.draft.enabled)
+    lookup = Lookup(
+        store, policy, embedder.get, reuse_sampled=config.cache.reuse_sampled, drafts=config.draft.enabled,
+        prefill_ms_per_token=lambda: engine.prefill_ms_per_token,
+    )  # fmt: skip
+    auditor = Auditor(
+        store=store, lessons=lessons, pool=pool,
+        on_audited=lambda decision, same: journal.tell("cache", audit_event(decision, same)),
+    )  # fmt: skip
+    chunk_tokens = config.engine.prefill_chunk_tokens
+    turns = Turns(chunk_tokens=chunk_tokens)
+    ahead = PrefillAhead(
+        turns=turns, lookup=lookup, admission=admission, store=store, pool=pool, chunk_tokens=chunk_tokens,
+        block_tokens=config.cache.block_tokens,
+        on_done=lambda turn: journal.tell("cache", turn_event(turn.user, turn.request_id, len(turn.tokens))),
+    )  # fmt: skip
+    # Somebody may be typing the next turn; an audit has time.
+    idle = IdleTime(engine=engine, chores=[ahead, auditor])
+    service = Service(
+        config=config, loop=engine, lookup=lookup, admission=admission, lessons=lessons, turns=turns, idle=idle,
+        journal=journal, pool=pool,
+    )  # fmt: skip
     overview = Overview(
         config=config, engine=engine, service=service, journal=journal, store=store, embedder=embedder,
-        data_dir=data_dir, socket=socket, autostarted=autostarted,
+        policy=learner, data_dir=data_dir, socket=socket, autostarted=autostarted,
     )  # fmt: skip
-    library = Library(config=config, store=store)
+    library = Library(
+        config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
+        forget_turns=turns.forget_scope,
+    )  # fmt: skip
+    trust = Trust(config=config, store=store, policy=learner, lessons=lessons, library=library, journal=journal)
     app = create_app(
         [
             openai.routes(config=config, service=service, engine=engine),
@@ -88,9 +135,12 @@ def build(
                 journal=journal,
                 engine=engine,
                 service=service,
+                trust=trust,
+                embedder=embedder,
                 pool=pool,
                 shut_down=shut_down,
             ),
+            insight.routes(config=config, service=service, trust=trust, overview=overview, pool=pool),
         ]
     )
     return Daemon(app, store, engine, service, journal, overview, embedder, pool)
@@ -105,8 +155,9 @@ def load_engine(config: Config, progress: Progress) -> Engine:
     fitting, sentence = slots_that_fit(loaded.info, free_bytes(loaded.info.device))
     log.info("%s", sentence)
     return Engine(
-        loaded, num_slots=config.engine.slots or fitting, prefill_chunk_tokens=config.engine.prefill_chunk_tokens
-    )
+        loaded, num_slots=config.engine.slots or fitting, prefill_chunk_tokens=config.engine.prefill_chunk_tokens,
+        tie_margin=config.engine.tie_margin,
+    )  # fmt: skip
 
 
 def store_limits(config: Config, data_dir: Path) -> StoreLimits:
@@ -119,4 +170,5 @@ def store_limits(config: Config, data_dir: Path) -> StoreLimits:
         ram_bytes=cache.ram_bytes or memory_bytes // 10,
         disk_bytes=cache.disk_bytes or min(20 * 10**9, free_disk_bytes // 4),
         user_quota_bytes=cache.user_quota_bytes, ttl_s=cache.ttl_s, eviction=cache.eviction, durable=cache.durable,
+        write_queue_bytes=_WRITE_QUEUE_BYTES,
     )  # fmt: skip

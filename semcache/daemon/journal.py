@@ -68,6 +68,10 @@ class Journal:
         for reader in self._readers:
             reader.put_nowait(None)
 
+    def request(self, request_id: str) -> Request | None:
+        """A request that this process still remembers."""
+        return self._recent.get(request_id)
+
     def recent(self, limit: int, users: str) -> list[wire.AskReceipt]:
         """Newest first: what this process remembers, then what the store kept. `users` is a principal."""
         mine = [r for r in reversed(self._recent.values()) if _belongs(r.user, users)][:limit]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from semcache import wire
 from semcache.config import Config
-from semcache.daemon.cache.strategy import global_scope, principal_of
-from semcache.daemon.receipts import iso
+from semcache.daemon.cache.strategy import global_scope, principal_of, user_scope
+from semcache.daemon.receipts import iso, scope_kind, wrong_hits
 from semcache.errors import NotFoundError, UsageError
 from semcache.store.entries import SORTS, Entry
 from semcache.store.store import Store
@@ -18,9 +18,15 @@ from semcache.store.usage import UserUsage
 class Library:
     """The store as one principal may see it: the entries its sub-users wrote, and the global scope it shares."""
 
-    def __init__(self, *, config: Config, store: Store) -> None:
+    def __init__(
+        self, *, config: Config, store: Store, forget_scope: Callable[[str], None],
+        forget_entry: Callable[[str, str], None], forget_turns: Callable[[str], None] = lambda scope: None,
+    ) -> None:  # fmt: skip
         self._config = config
         self._store = store
+        self._forget_scope = forget_scope  # so that what was learned goes with what was stored
+        self._forget_entry = forget_entry
+        self._forget_turns = forget_turns  # conversations that are still to be written
 
     # Entries
 
@@ -45,19 +51,43 @@ class Library:
             "blocks": -(-entry.num_prompt_tokens // self._config.cache.block_tokens),
             "embedded": entry.embedding is not None,
             "expires": iso(entry.expires_at) if entry.expires_at is not None else None,
+            "aliases": [alias.prompt for alias in self._store.aliases.of(entry.id)],
+            "evidence": self._evidence(entry),
         }
+
+    def summary(self, entry: Entry) -> wire.EntrySummary:
+        return _summary(entry)
+
+    def users_of(self, caller: str) -> list[str]:
+        """The caller and every sub-user of it that asked or stored anything."""
+        return sorted(user for user in {caller, *self._store.users()} if principal_of(user) == caller)
+
+    def _evidence(self, entry: Entry) -> wire.EntryEvidence | None:
+        found = self._store.evidence.of_entry(entry.id)
+        if found is None:
+            return None
+        regret = found.mean_regret if found.num_regrets else None
+        return {"same": found.num_same, "other": found.num_other, "mean_regret": regret}
 
     def remove(self, caller: str, entry_id: str) -> None:
         entry = self._visible(caller, entry_id)
         if principal_of(entry.user) != caller:
             raise NotFoundError(f"entry {entry_id!r} belongs to somebody else", param="id")
         self._store.delete_entries([entry.id])
+        self._forget_entry(entry.scope, entry.id)
 
     def clear(self, caller: str, user: str | None, namespace: str | None) -> tuple[int, int]:
         """Remove what one sub-user wrote, or all of the caller's sub-users; within one namespace of theirs."""
-        known = {row.user for row in self._store.usage().users} | {e.user for e in self._store.list_entries(limit=-1)}
-        users = [user] if user is not None else sorted(u for u in known | {caller} if principal_of(u) == caller)
+        users = [user] if user is not None else self.users_of(caller)
+        scopes = [user_scope(name, namespace or "").name for name in users]
+        scopes.append(global_scope(caller, self._config.cache.allow_global, namespace or "").name)
+        # Before, so that nothing is written behind the removal; after, for what was queued while it ran.
+        for scope in scopes:
+            self._forget_turns(scope)
         removed = [self._store.clear(user=name, namespace=namespace) for name in users]
+        for scope in scopes:
+            self._forget_turns(scope)
+            self._forget_scope(scope)
         return sum(entries for entries, _ in removed), sum(blocks for _, blocks in removed)
 
     def _visible(self, caller: str, entry_id: str) -> Entry:
@@ -76,13 +106,15 @@ class Library:
 
     def stats(self, caller: str) -> wire.Stats:
         mine = [row for row in self._store.usage().users if principal_of(row.user) == caller]
+        audited = self._store.decisions.wrong_hits_by_user()
+        counts = [audited.get(row.user, (0, 0)) for row in mine]
         return {
             "schema": wire.STATS_SCHEMA,
-            "total": self._user_stats(_sum(mine)),
-            "users": [self._user_stats(row) for row in mine],
+            "total": self._user_stats(_sum(mine), sum(c[0] for c in counts), sum(c[1] for c in counts)),
+            "users": [self._user_stats(row, *count) for row, count in zip(mine, counts, strict=True)],
         }
 
-    def _user_stats(self, row: UserUsage) -> wire.UserStats:
+    def _user_stats(self, row: UserUsage, num_audits: int, num_wrong: int) -> wire.UserStats:
         answer_hits = row.exact + row.semantic
         compute_hits = answer_hits + row.draft + row.prefix
         answered = max(1, compute_hits + row.miss)
@@ -103,7 +135,7 @@ class Library:
             "saved_ms": round(row.saved_ms, 1),
             "stored_bytes": {"ram": row.ram_bytes, "disk": row.disk_bytes},
             "quota_bytes": self._config.cache.user_quota_bytes or None,
-            "wrong_hits": {"audits": 0, "wrong": 0, "rate": None, "ci95": None},
+            "wrong_hits": wrong_hits(num_audits, num_wrong),
         }
 
     # Upkeep
@@ -124,7 +156,7 @@ def _summary(entry: Entry) -> wire.EntrySummary:
     return {
         "id": entry.id,
         "user": entry.user,
-        "scope": entry.scope.split(":", 1)[0].split("#", 1)[0],  # the kind; the rest is the owner's name
+        "scope": scope_kind(entry.scope),
         "model": entry.model,
         "prompt": entry.prompt,
         "answer": entry.answer,

@@ -10,19 +10,20 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from semcache.daemon.cache.admit import PromptKV, wants_storing
+from semcache.daemon.drafts import Drafts
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import ModelInfo
 from semcache.daemon.engine.stream import TextStream
 from semcache.daemon.engine.tokenizer import Tokenizer
-from semcache.daemon.request import Request, RequestState
-from semcache.daemon.scheduler import Decode, Prefill, Scheduler
+from semcache.daemon.request import Donor, Request, RequestState
+from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
 from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
 
 log = logging.getLogger("semcache.engine")
@@ -30,6 +31,10 @@ log = logging.getLogger("semcache.engine")
 Progress = Callable[[str, float | None], None]
 LoadEngine = Callable[[Progress], Engine]
 HandOver = Callable[[Request, PromptKV | None], None]
+
+
+# A shorter prompt says more about the cost of a call than about speed.
+_TELLING_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class EngineLoop:
         *,
         on_change: Callable[[], None] = lambda: None,
         keep_alive_s: float = 0,
+        drafts: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
@@ -85,8 +91,10 @@ class EngineLoop:
         self._engine: Engine | None = None
         self._scheduler = Scheduler(0)
         self._streams: dict[str, TextStream] = {}
+        self._drafts = Drafts(enabled=drafts)
         self._hand_over: dict[str, HandOver] = {}
         self._prefill_ms: dict[str, float] = {}
+        self.prefill_ms_per_token: float | None = None  # of long prompts lately; None before the first
         self._idle_since = clock()
         self.model = ModelState()
         self.served: Served | None = None
@@ -124,6 +132,10 @@ class EngineLoop:
         request.cancel_error = error
         request.cancel_requested = True
         self._inbox.put(_Command(lambda: None))
+
+    def offer(self, request: Request, donors: Sequence[Donor]) -> None:
+        """Further donors for a request under way."""
+        self._inbox.put(_Command(lambda: self._offer(request, donors)))
 
     def load(self) -> None:
         self._inbox.put(_Command(self._ensure_loaded))
@@ -222,10 +234,10 @@ class EngineLoop:
             step = self._scheduler.next_step()
             if isinstance(step, Prefill):
                 self._prefill(step.request)
+            elif isinstance(step, Verify):
+                self._verify(step.request)
             elif isinstance(step, Decode):
-                assert self._engine is not None
-                for request, token in zip(step.requests, self._engine.decode(step.requests), strict=True):
-                    self._accept(request, token)
+                self._decode(step.requests)
         except Exception as error:
             log.exception("engine step failed")
             self.num_failures += 1
@@ -234,7 +246,9 @@ class EngineLoop:
     def _begin(self, request: Request) -> None:
         assert self._engine is not None
         request.times.prefill_started = self._clock()
+        self._drafts.allow(request)
         self._engine.begin(request)
+        self._drafts.begin(request, self._engine.info.vocab_size, self._engine.info.eos_token_ids)
         request.times.restored = self._clock()
         self._streams[request.id] = self._engine.tokenizer.stream(request.sampling.stop)
         self._prefill_ms[request.id] = 0.0
@@ -247,6 +261,43 @@ class EngineLoop:
         if token is not None:
             self._scheduler.start_decoding(request)
             self._accept(request, token)
+            self._propose(request)
+
+    def _decode(self, requests: list[Request]) -> None:
+        assert self._engine is not None
+        for request, token in zip(requests, self._engine.decode(requests), strict=True):
+            self._accept(request, token)
+        for request in requests:
+            self._propose(request)
+
+    def _propose(self, request: Request) -> None:
+        """Make the request's next step a verification where its draft has something to offer."""
+        assert self._engine is not None
+        is_alone = self._scheduler.num_running == 1
+        if not request.state.is_terminal and self._drafts.propose(
+            request, self._engine.room(request), is_alone=is_alone
+        ):
+            self._scheduler.start_verifying(request)
+
+    def _offer(self, request: Request, donors: Sequence[Donor]) -> None:
+        if self._engine is not None and request.state is RequestState.DECODING:
+            info = self._engine.info
+            self._drafts.offer(request, donors, info.vocab_size, info.eos_token_ids)
+            self._propose(request)
+
+    def _verify(self, request: Request) -> None:
+        assert self._engine is not None
+        proposal = self._drafts.take(request)
+        verified = self._engine.verify(request, proposal)
+        self._drafts.learn(request, proposal, verified.num_accepted, is_tied=verified.is_tied)
+        self._scheduler.start_decoding(request)
+        for i, token in enumerate(verified.tokens):
+            if request.state.is_terminal:
+                return
+            if proposal.source == "donor" and i < verified.num_accepted:
+                request.num_draft_accepted += 1
+            self._accept(request, token)
+        self._propose(request)
 
     def _accept(self, request: Request, token: int) -> None:
         """Append one token, stream the text that became final, and end the request where it stops."""
@@ -273,6 +324,8 @@ class EngineLoop:
         """Tell the client first; copying KV for the cache comes after, so it costs the client nothing."""
         self._scheduler.remove(request)
         self._streams.pop(request.id, None)
+        self._drafts.forget(request)
+        request.settle_draft()
         request.end(state, error)
         try:
             kv = self._prompt_kv(request) if state is not RequestState.FAILED else None
@@ -290,6 +343,9 @@ class EngineLoop:
             return None  # cancelled before the prompt was through
         spans = list(request.restored)
         num_fresh = request.num_prompt_tokens - request.num_restored
+        if num_fresh >= _TELLING_TOKENS:
+            speed, known = self._prefill_ms[request.id] / num_fresh, self.prefill_ms_per_token
+            self.prefill_ms_per_token = speed if known is None else 0.8 * known + 0.2 * speed
         if num_fresh:
             spans.append(self._engine.prompt_kv(request, request.num_restored))
         return PromptKV(spans, request.prompt_logits, self._prefill_ms[request.id] / max(1, num_fresh))

@@ -11,8 +11,10 @@ from pathlib import Path
 from semcache import __version__, wire
 from semcache.config import Config
 from semcache.daemon.cache.embedder import Embedder
+from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.journal import Journal
 from semcache.daemon.loop import EngineLoop
+from semcache.daemon.receipts import owner_of, wrong_hits
 from semcache.daemon.service import Service
 from semcache.errors import SemcacheError, UnavailableError
 from semcache.store.store import Store
@@ -46,7 +48,7 @@ class Overview:
 
     def __init__(
         self, *, config: Config, engine: EngineLoop, service: Service, journal: Journal, store: Store,
-        embedder: EmbedderSlot, data_dir: Path, socket: Path, autostarted: bool,
+        embedder: EmbedderSlot, policy: VerifiedPolicy | None, data_dir: Path, socket: Path, autostarted: bool,
     ) -> None:  # fmt: skip
         self._config = config
         self._engine = engine
@@ -54,6 +56,7 @@ class Overview:
         self._journal = journal
         self._store = store
         self._embedder = embedder
+        self._policy = policy
         self._data_dir = data_dir
         self._socket = socket
         self._autostarted = autostarted
@@ -151,15 +154,29 @@ class Overview:
             },
             "outcomes": {outcome: self._journal.outcomes[outcome] for outcome in wire.OUTCOMES},
             "latency": self._journal.latency(),
-            "semantic": {
-                "policy": self._config.semantic.policy,
-                "threshold": self._config.semantic.threshold,
-                "embedder": self._embedder.name,
-                "state": self._embedder.state,
-                "reason": self._embedder.problem,
-            },
+            "semantic": self._semantic(),
             "counters": {**self._store.counters(), "engine_failures": self._engine.num_failures},
             "warnings": self._warnings(),
+        }
+
+    def _semantic(self) -> wire.SemanticStatus:
+        semantic, decisions = self._config.semantic, self._store.decisions
+        num_audits, num_wrong = decisions.wrong_hits()
+        suspended = self._policy.suspended() if self._policy is not None else []
+        return {
+            "policy": semantic.policy,
+            "threshold": semantic.threshold,
+            "max_error": semantic.max_error,
+            "max_hit_error": semantic.max_hit_error,
+            "audit_rate": semantic.audit_rate,
+            "equivalence": semantic.equivalence,
+            "embedder": self._embedder.name,
+            "state": self._embedder.state,
+            "reason": self._embedder.problem,
+            "due_audits": decisions.num_due(),
+            "suspended": [owner_of(scope) for scope in suspended],
+            "drafts": self._config.draft.enabled,
+            **wrong_hits(num_audits, num_wrong),
         }
 
     def _warnings(self) -> list[str]:

@@ -5,14 +5,50 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from semcache import wire
+from semcache.daemon.cache.bounds import wilson
+from semcache.daemon.cache.policy import Considered
 from semcache.daemon.request import Outcome, Receipt, Request
+from semcache.store.decisions import Decision
 
 
 def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def cache_receipt(receipt: Receipt) -> wire.CacheReceipt:
+def scope_kind(scope: str) -> str:
+    """`user` or `global` of a scope's name; the rest of it is its owner."""
+    return scope.split(":", 1)[0].split("#", 1)[0]
+
+
+def owner_of(scope: str) -> str:
+    """Whose scope it is: the user of a private one, else `global`."""
+    kind, _, rest = scope.partition("#")[0].partition(":")
+    return rest if kind == "user" else kind
+
+
+def wrong_hits(audits: int, wrong: int) -> wire.WrongHits:
+    """What audits found, with Wilson's interval."""
+    rate = round(wrong / audits, 6) if audits else None
+    return {"audits": audits, "wrong": wrong, "rate": rate, "ci95": wilson(wrong, audits)}
+
+
+def candidate_row(item: Considered, *, served: bool) -> wire.CandidateRow:
+    candidate = item.candidate
+    return {
+        "entry": candidate.entry_id,
+        "scope": scope_kind(candidate.scope),
+        "prompt": candidate.prompt,
+        "answer": candidate.answer,
+        "score": round(candidate.score, 4),
+        "features": {name: round(value, 4) for name, value in item.features.items()},
+        "p_correct": None if item.p_correct is None else round(item.p_correct, 4),
+        "verdict": "served" if served else "refused",
+        "reason": item.reason,
+    }
+
+
+def cache_receipt(receipt: Receipt, num_passes: int | None = None) -> wire.CacheReceipt:
+    """`num_passes` is None while the request still runs."""
     return {
         "outcome": receipt.outcome.value,
         "reason": receipt.reason,
@@ -26,6 +62,7 @@ def cache_receipt(receipt: Receipt) -> wire.CacheReceipt:
         "draft_tokens": receipt.draft_tokens,
         "draft_accepted": receipt.draft_accepted,
         "stored": receipt.stored,
+        "passes": num_passes,
     }
 
 
@@ -59,10 +96,21 @@ def timing(request: Request) -> wire.Timing:
     }
 
 
+def audit_event(decision: Decision, same: bool | None) -> dict[str, object]:
+    """What watchers hear of an audit; `same` is None where it told nothing."""
+    return {"kind": "audit", "user": decision.user, "request": decision.request_id, "entry": decision.entry_id,
+            "same": same}  # fmt: skip
+
+
+def turn_event(user: str, request_id: str, num_tokens: int) -> dict[str, object]:
+    """What watchers hear once the next turn of a conversation would restore its first `tokens`."""
+    return {"kind": "turn", "user": user, "request": request_id, "tokens": num_tokens}
+
+
 def ask_receipt(request: Request) -> wire.AskReceipt:
     """The whole receipt; while the request runs it says what is known so far."""
     receipt = request.receipt or Receipt(Outcome.MISS, "pending", request.options.strategy)
-    return {
+    body: wire.AskReceipt = {
         "schema": wire.ASK_SCHEMA,
         "id": request.id,
         "created": iso(request.created_at),
@@ -71,9 +119,13 @@ def ask_receipt(request: Request) -> wire.AskReceipt:
         "prompt": request.last_user_message,
         "answer": request.answer,
         "finish_reason": request.finish_reason,
-        "cache": cache_receipt(receipt),
+        "cache": cache_receipt(receipt, request.num_passes if request.state.is_terminal else None),
         "usage": usage(request),
         "timing_ms": timing(request),
         "state": request.state.value,
         "error": request.error.message if request.error is not None else None,
     }
+    if request.explains:
+        served = receipt.entry_id if receipt.outcome is Outcome.SEMANTIC else None
+        body["explain"] = [candidate_row(item, served=item.candidate.entry_id == served) for item in request.considered]
+    return body

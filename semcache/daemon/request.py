@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from semcache.errors import SemcacheError
 
 if TYPE_CHECKING:
+    from semcache.daemon.cache.policy import Considered
     from semcache.store.tensors import KVSpan
 
 
@@ -62,6 +63,10 @@ class CacheMode(StrEnum):
     @property
     def allows_semantic(self) -> bool:
         return self is CacheMode.AUTO
+
+    @property
+    def allows_draft(self) -> bool:
+        return self in (CacheMode.AUTO, CacheMode.LOSSLESS)
 
     @property
     def allows_prefix(self) -> bool:
@@ -126,6 +131,20 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Donor:
+    """A stored answer that is offered to the model as a draft of its own; the model decides, token by token."""
+
+    tokens: tuple[int, ...]
+    has_ended: bool  # the model stopped there by itself, so the end is part of the draft
+    # For the receipt, where it is not the one that the look-up named.
+    scope: str | None = None  # "user" or "global"
+    entry_id: str | None = None
+    prompt: str | None = None
+    score: float | None = None  # cosine; None where it was found by how it begins
+    age_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Token:
     """Text that became final, in order; may be empty while a character or a stop string is still open."""
 
@@ -184,6 +203,7 @@ class Request:
     template_options: tuple[tuple[str, str], ...] = ()
     clock: Callable[[], float] = time.monotonic
     created_at: float = field(default_factory=time.time)  # wall clock, for people
+    explains: bool = False  # the receipt tells every candidate
 
     state: RequestState = RequestState.QUEUED
     receipt: Receipt | None = None
@@ -197,6 +217,21 @@ class Request:
     num_restored: int = 0
     # Logits of the last prompt position, restored from a full-prompt record or computed by prefill; [vocab], float32.
     prompt_logits: object | None = None
+
+    considered: tuple[Considered, ...] = ()  # candidates and what the policy made of them
+    # Set by the look-up, verified by the engine.
+    donor: Donor | None = None
+    more_donors: tuple[Donor, ...] = ()  # nearest first
+    # Called once on the engine thread with the answer's first tokens, where no donor has said them; must not block.
+    # What it finds comes back through `EngineLoop.offer`.
+    seek_donors: Callable[[Sequence[int]], None] | None = None
+    accepted_donor: Donor | None = None  # whose tokens became part of the answer last
+    num_drafted: int = 0  # donor tokens that were put before the model
+    num_draft_accepted: int = 0
+    # Mean over the donor's tokens, the whole answer given, of how far each lies below the likeliest one, in nats; only
+    # the first one where that was already another. 0: the model says the same, word for word.
+    donor_regret: float | None = None
+    num_passes: int = 0  # forward passes that this request took part in
 
     # Engine state.
     slot: int | None = None
@@ -242,6 +277,22 @@ class Request:
         if had < 2 <= len(self.output_tokens):
             self.times.second_token = now
         self.publish(Token(text))
+
+    def settle_draft(self) -> None:
+        """Put the draft's counts into the receipt; from half of the completion on, the outcome is `draft`."""
+        if self.receipt is None or not self.num_drafted:
+            return
+        is_draft = 0 < len(self.output_tokens) <= 2 * self.num_draft_accepted
+        self.receipt = replace(
+            self.receipt, draft_tokens=self.num_drafted, draft_accepted=self.num_draft_accepted,
+            outcome=Outcome.DRAFT if is_draft else self.receipt.outcome,
+        )  # fmt: skip
+        donor = self.accepted_donor or self.donor  # where only the first token was accepted, it was the first donor's
+        if is_draft and donor is not None and donor.entry_id is not None:
+            self.receipt = replace(
+                self.receipt, scope=donor.scope, entry_id=donor.entry_id, matched_prompt=donor.prompt,
+                score=donor.score, entry_age_s=donor.age_s,
+            )  # fmt: skip
 
     def end(self, state: RequestState, error: SemcacheError | None = None) -> None:
         """The only way out of a request; publishes exactly once."""

@@ -1,7 +1,7 @@
 """Which requests compute in the next step. Pure Python: no torch, no clock, no sleep.
 
-Prefill chunks alternate with decode steps, so a long prompt never stalls running streams for more than one chunk;
-slots are given to users in turn, so one user's queue never starves another's.
+Chunks (of a prompt, or of a draft to verify) alternate with decode steps, so they never stall running streams for more
+than one chunk; slots are given to users in turn, so one user's queue never starves another's.
 """
 
 from __future__ import annotations
@@ -21,34 +21,44 @@ class Prefill:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """The draft of one request that decodes otherwise."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
 class Decode:
     """One token for each of these."""
 
     requests: list[Request]
 
 
-Step = Prefill | Decode
+Step = Prefill | Verify | Decode
 
 
 class Scheduler:
-    """Queues by user; a request is in exactly one of waiting, prefilling and decoding, or gone."""
+    """Queues by user; a request is in exactly one of waiting, prefilling, verifying and decoding, or gone."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self._waiting: OrderedDict[str, deque[Request]] = OrderedDict()
         self._prefilling: deque[Request] = deque()
+        self._verifying: deque[Request] = deque()
         self._decoding: list[Request] = []
-        self._prefilled_last = False
+        self._chunk_last = False
+        self._verified_last = False  # among the chunks
         self.num_waiting = 0  # kept, not derived: other threads read it while the queues change
 
     @property
     def num_running(self) -> int:
-        return len(self._prefilling) + len(self._decoding)
+        return len(self._prefilling) + len(self._verifying) + len(self._decoding)
 
     def __iter__(self) -> Iterator[Request]:
         for queue in self._waiting.values():
             yield from queue
         yield from self._prefilling
+        yield from self._verifying
         yield from self._decoding
 
     def add(self, request: Request) -> None:
@@ -71,24 +81,38 @@ class Scheduler:
         return request
 
     def next_step(self) -> Step | None:
-        """The next forward pass; prompts take turns chunk by chunk, and with the decode batch."""
-        if self._prefilling and not (self._prefilled_last and self._decoding):
-            self._prefilled_last = True
-            request = self._prefilling.popleft()
-            self._prefilling.append(request)
-            return Prefill(request)
-        self._prefilled_last = False
+        """The next forward pass; chunks take turns with the decode batch, and among each other."""
+        if (self._prefilling or self._verifying) and not (self._chunk_last and self._decoding):
+            self._chunk_last = True
+            return self._next_chunk()
+        self._chunk_last = False
         return Decode(list(self._decoding)) if self._decoding else None
 
+    def _next_chunk(self) -> Prefill | Verify:
+        """Drafts every other time: a running stream must not wait for all prompts, nor a prompt for all drafts."""
+        self._verified_last = bool(self._verifying) and not (self._verified_last and self._prefilling)
+        chunks = self._verifying if self._verified_last else self._prefilling
+        request = chunks.popleft()
+        chunks.append(request)
+        return Verify(request) if self._verified_last else Prefill(request)
+
     def start_decoding(self, request: Request) -> None:
-        self._prefilling.remove(request)
+        """The prompt or the draft is through; the request joins the decode batch."""
+        (self._prefilling if request.state is RequestState.PREFILLING else self._verifying).remove(request)
         request.state = RequestState.DECODING
         self._decoding.append(request)
+
+    def start_verifying(self, request: Request) -> None:
+        """Take a request out of the decode batch for one chunk of its own."""
+        self._decoding.remove(request)
+        self._verifying.append(request)
 
     def remove(self, request: Request) -> None:
         """Take out a request that ended, wherever it is."""
         if request in self._prefilling:
             self._prefilling.remove(request)
+        elif request in self._verifying:
+            self._verifying.remove(request)
         elif request in self._decoding:
             self._decoding.remove(request)
         else:

@@ -44,8 +44,11 @@ class Admission:
         self._ttl_s = ttl_s
         self._clock = clock
 
-    def store_kv(self, request: Request, access: Access, model: ModelKey, kv: PromptKV) -> bool:
-        """Store what is missing of the prompt's blocks and its full-prompt record; True when all is in place."""
+    def store_kv(self, request: Request, access: Access, model: ModelKey, kv: PromptKV, *, tail: bool = True) -> bool:
+        """Store what is missing of the prompt's blocks and, unless told otherwise, its full-prompt record.
+
+        True when all is in place.
+        """
         complete = True
         for scope in access.write:
             owner = Owner(scope=scope.name, user=request.user, model=model.folder_id, fingerprint=model.fingerprint)
@@ -54,7 +57,7 @@ class Admission:
                 span = cut(kv.spans, key.first_token, key.first_token + len(key.token_ids))
                 cost_ms = kv.prefill_ms_per_token * span.num_tokens
                 complete &= self._store.put_block(key, span, owner, compute_ms=cost_ms)
-            if self._store.missing([keys.tail]):
+            if tail and self._store.missing([keys.tail]):
                 span = cut(kv.spans, keys.tail.first_token, request.num_prompt_tokens)
                 cost_ms = kv.prefill_ms_per_token * max(1, span.num_tokens)
                 complete &= self._store.put_tail(keys.tail, TailRecord(span, kv.logits), owner, compute_ms=cost_ms)

@@ -1,11 +1,44 @@
-"""Differences between two wordings that an embedding hardly sees and that change the answer.
+"""What two wordings have in common and where they differ, as numbers with names that the receipt shows.
 
-Each is evidence with a name that the receipt shows. English word lists; other languages simply yield less evidence.
+An embedding hardly sees some differences that change the answer. English word lists; other languages simply yield less
+evidence. Plain Python: runs for every candidate of every miss, so what is read from one text is remembered.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+# What a policy may look at, in this order; `cache explain` shows the sentences.
+FEATURES: dict[str, str] = {
+    "distance": "log of 1 - cosine: how far apart the embeddings are",
+    "margin": "cosine minus that of the best candidate with another answer, within +-0.2; 0.2 without a rival",
+    "agreement": "share of the other candidates that have the same answer, out of four",
+    "backed": "margin times agreement: a rival matters less where others agree",
+    "overlap": "content words in common, as a share of all content words of both",
+    "trigrams": "groups of three letters in common (Dice)",
+    "function": "function words in common, as a share of all function words of both",
+    "question": "1 where the first question words differ",
+    "number": "1 where the numbers differ",
+    "negation": "1 where the count of negations differs",
+    "entity": "1 where one side names something that the other does not",
+    "scale": "1 where the sides use different ends of one scale",
+    "order": "1 where the same content words come in another order",
+    "regret": "how much less likely, in nats a token, the model found the entry's answer in past drafts than its own",
+    "regret_known": "1 where the entry has been a draft before",
+}
+# Differences that can be the first reason against a candidate.
+DIFFERENCES = ("number", "negation", "entity", "scale", "order", "question")
+_MAX_MARGIN = 0.2
+_MAX_REGRET = 5.0  # nats
+_QUESTION_WORDS = frozenset(
+    "what which who whom whose when where why how is are was were do does did can could should would will has have had "
+    "may".split()
+)
+_ENDINGS = ("'s", "ing", "ed", "es", "s")
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?", re.UNICODE)
 _NUMBER_WORDS = {
@@ -28,7 +61,7 @@ _FUNCTION_WORDS = set(
 )
 # Words that name different ends of one scale; two wordings that use different ones ask different things.
 _SCALES = [
-    set(group.split())
+    frozenset(group.split())
     for group in (
         "tallest longest largest highest deepest widest biggest smallest shortest lowest fastest slowest oldest "
         "newest heaviest lightest hottest coldest brightest richest poorest youngest nearest farthest most least",
@@ -60,6 +93,53 @@ def words(text: str) -> list[str]:
     return [match.group().replace("’", "'") for match in _WORD.finditer(text)]
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What one wording says about itself."""
+
+    words: frozenset[str]
+    numbers: frozenset[str]
+    num_negations: int
+    names: frozenset[str]
+    content: tuple[str, ...]
+    sorted_content: tuple[str, ...]
+    stems: frozenset[str]
+    trigrams: frozenset[str]
+    function: frozenset[str]
+    question: str
+    scales: dict[int, frozenset[str]]  # the words used of each scale, where any is
+
+
+@lru_cache(maxsize=8192)
+def _read(text: str) -> _Text:
+    raw = words(text)
+    low = [w.lower() for w in raw]
+    found = frozenset(low)
+    content = tuple(w for w in low if w not in _FUNCTION_WORDS)
+    line = f" {' '.join(low)} "
+    return _Text(
+        words=found,
+        numbers=frozenset(_numbers(low)),
+        num_negations=_num_negations(text),
+        names=frozenset(_names(raw)),
+        content=content,
+        sorted_content=tuple(sorted(content)),
+        stems=frozenset(_stem(w) for w in content),
+        trigrams=frozenset(line[i : i + 3] for i in range(len(line) - 2)) if low else frozenset(),
+        function=found - frozenset(content),
+        question=next((w for w in low if w in _QUESTION_WORDS), ""),
+        scales={i: used for i, scale in enumerate(_SCALES) if (used := found & scale)},
+    )
+
+
+def _stem(word: str) -> str:
+    """Without its commonest ending; rough on purpose, both sides are cut alike."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
 def _numbers(tokens: list[str]) -> set[str]:
     return {_NUMBER_WORDS.get(t, t) for t in tokens if t in _NUMBER_WORDS or any(c.isdigit() for c in t)}
 
@@ -76,20 +156,73 @@ def _names(raw: list[str]) -> set[str]:
 
 def differences(a: str, b: str) -> list[str]:
     """Names of the features in which the two wordings disagree, most telling first; empty when none is seen."""
-    raw_a, raw_b = words(a), words(b)
-    low_a, low_b = [w.lower() for w in raw_a], [w.lower() for w in raw_b]
-    set_a, set_b = set(low_a), set(low_b)
+    return _differences(_read(a), _read(b))
+
+
+def _differences(a: _Text, b: _Text) -> list[str]:
     found = []
-    if _numbers(low_a) != _numbers(low_b):
+    if a.numbers != b.numbers:
         found.append("number")
-    if _num_negations(a) != _num_negations(b):
+    if a.num_negations != b.num_negations:
         found.append("negation")
-    if (_names(raw_a) - set_b) or (_names(raw_b) - set_a):
+    if (a.names - b.words) or (b.names - a.words):
         found.append("entity")
-    if any((set_a & scale) != (set_b & scale) and (set_a & scale) and (set_b & scale) for scale in _SCALES):
+    if any(b.scales.get(i, used) != used for i, used in a.scales.items()):
         found.append("scale")
-    content_a = [w for w in low_a if w not in _FUNCTION_WORDS]
-    content_b = [w for w in low_b if w not in _FUNCTION_WORDS]
-    if content_a != content_b and sorted(content_a) == sorted(content_b):
+    if a.content != b.content and a.sorted_content == b.sorted_content:
         found.append("order")
     return found
+
+
+def compare(a: str, b: str) -> dict[str, float]:
+    """The features of two wordings alone; the order of the two does not matter."""
+    one, other = _read(a), _read(b)
+    telling = _differences(one, other)
+    shared, either = len(one.stems & other.stems), len(one.stems | other.stems)
+    num_trigrams = len(one.trigrams) + len(other.trigrams)
+    functions = len(one.function | other.function)
+    return {
+        "overlap": shared / either if either else 1.0,
+        "trigrams": 2 * len(one.trigrams & other.trigrams) / num_trigrams if num_trigrams else 1.0,
+        "function": len(one.function & other.function) / functions if functions else 1.0,
+        "question": float(one.question != other.question),
+    } | {name: float(name in telling) for name in ("number", "negation", "entity", "scale", "order")}
+
+
+def measure(
+    prompt: str, candidates: Sequence[tuple[str, str, float]], regrets: Sequence[float | None]
+) -> list[dict[str, float]]:
+    """All FEATURES of each candidate (prompt, answer, cosine); `regrets` are what is known of their entries."""
+    answers = [normalised(answer) for _, answer, _ in candidates]
+    wordings = [normalised(wording) for wording, _, _ in candidates]
+    found = []
+    for i, (wording, _, score) in enumerate(candidates):
+        rival = max((s for (_, _, s), a in zip(candidates, answers, strict=True) if a != answers[i]), default=None)
+        margin = _MAX_MARGIN if rival is None else max(-_MAX_MARGIN, min(_MAX_MARGIN, score - rival))
+        # One question kept in two scopes is one witness.
+        alike = {wordings[j] for j, a in enumerate(answers) if a == answers[i]} - {wordings[i]}
+        agreement = min(1.0, len(alike) / 4)
+        regret = regrets[i]
+        found.append(
+            {
+                "distance": math.log(max(1 - score, 0.0) + 0.005),
+                "margin": margin,
+                "agreement": agreement,
+                "backed": margin * agreement,
+                **compare(prompt, wording),
+                "regret": min(regret, _MAX_REGRET) if regret is not None else 0.0,
+                "regret_known": float(regret is not None),
+            }
+        )
+    return found
+
+
+@lru_cache(maxsize=8192)
+def normalised(text: str) -> str:
+    """The text without case, punctuation and spacing: equal where only these differ."""
+    return " ".join(words(text.lower())) or text.strip()
+
+
+def in_order(features: Mapping[str, float]) -> list[float]:
+    """The values in the order of FEATURES; absent is 0."""
+    return [features.get(name, 0.0) for name in FEATURES]

@@ -1,4 +1,4 @@
-"""What may be reused for one request: exact key first, then a similar prompt, then the longest KV prefix.
+"""What may be reused for one request: exact key, then a similar prompt or a donor, then the longest KV prefix.
 
 Runs on a pool thread. Knows scopes and promises, not engines: it hands over host tensors and says what they cover.
 Any damage below is a miss with a reason, never an exception.
@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from semcache.daemon.cache.embedder import Embedder, Vector
 from semcache.daemon.cache.identity import Identity, chain_root, fits, identify
-from semcache.daemon.cache.policy import Candidate, Policy
+from semcache.daemon.cache.policy import Policy, Verdict
+from semcache.daemon.cache.similar import Neighbour, Similarity
 from semcache.daemon.cache.strategy import Access, Scope
-from semcache.daemon.request import Outcome, Receipt, Request
+from semcache.daemon.request import Donor, Outcome, Receipt, Request
 from semcache.store.blocks import BlockKey, block_chain, tail_key
 from semcache.store.entries import Entry
 from semcache.store.store import Store
 from semcache.store.tensors import KVSpan
-from semcache.store.vectors import Partition
 
-# Nearest neighbours shown to the policy.
-NUM_CANDIDATES = 5
+# Both speeds vary on a busy machine; loading is left out only where it is clearly the slower way.
+_CLEARLY = 2.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Match:
     receipt: Receipt
     identity: Identity
     answer: Entry | None = None
+    served_from: Scope | None = None
+    verdict: Verdict | None = None
+    donors: tuple[Neighbour, ...] = ()
     vector: Vector | None = None
     spans: list[KVSpan] = field(default_factory=list)
     num_restored: int = 0
@@ -78,24 +82,42 @@ class Lookup:
         embedder: Callable[[], Embedder | None],
         *,
         reuse_sampled: bool = False,
+        drafts: bool = True,
+        prefill_ms_per_token: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
-        self.policy = policy
-        self._embedder = embedder
+        self._similarity = Similarity(store, policy, embedder)
+        self._drafts = drafts
+        self._prefill_ms_per_token = prefill_ms_per_token  # KV is not loaded where computing it is faster
         self._reuse_sampled = reuse_sampled
         self._clock = clock
 
-    def find(self, request: Request, access: Access, model: ModelKey) -> Match:
-        """Walk down the ladder; the receipt carries the reason why no higher rung served."""
+    def find(self, request: Request, access: Access, model: ModelKey, *, preview: bool = False) -> Match:
+        """Walk down the ladder; the receipt carries the reason why no higher rung served.
+
+        A preview leaves no trace: no use is counted and the policy learns of no request.
+        """
         started = time.perf_counter()
         match = Match(self._receipt(request, Outcome.MISS, "disabled"), identify(model.fingerprint, request))
         if access.read and request.options.mode.allows_prefix:
-            self._find_answer(request, access, match)
+            self._find_answer(request, access, match, preview=preview)
             if match.answer is None and not request.options.cached_only:
                 self._find_prefix(request, access, model, match)
         match.lookup_ms = (time.perf_counter() - started) * 1e3 - (match.embed_ms or 0.0)
         return match
+
+    def openings(self, tokens: Sequence[int], access: Access, model: ModelKey) -> list[Donor]:
+        """Readable answers of this model that begin with these tokens."""
+        now_s = self._clock()
+        return [
+            Donor(
+                found.tokens, found.has_ended, scope=scope.kind, entry_id=found.entry_id, prompt=found.prompt,
+                age_s=max(0.0, now_s - found.created_at),
+            )
+            for scope in access.read
+            for found in self.store.openings.find(scope.name, model.fingerprint, tokens)
+        ]  # fmt: skip
 
     def may_replay(self, request: Request) -> bool:
         """Whether a stored answer may stand for this request at all."""
@@ -103,89 +125,76 @@ class Lookup:
 
     # Answers
 
-    def _find_answer(self, request: Request, access: Access, match: Match) -> None:
-        if not request.options.mode.allows_exact or request.options.refresh:
-            match.receipt = self._receipt(request, Outcome.MISS, "disabled")
-        elif not self.may_replay(request):
-            match.receipt = self._receipt(request, Outcome.MISS, "params")
-        elif not self._find_exact(request, access, match) and request.options.mode.allows_semantic:
-            self._find_semantic(request, access, match)
+    def _find_answer(self, request: Request, access: Access, match: Match, *, preview: bool) -> None:
+        mode, replayable = request.options.mode, self.may_replay(request)
+        may_answer = mode.allows_exact and not request.options.refresh
+        if may_answer and replayable and self._find_exact(request, access, match, preview=preview):
+            return
+        may_serve = may_answer and replayable and mode.allows_semantic
+        may_draft = self._drafts and mode.allows_draft and not request.options.cached_only
+        found = self._similarity.search(
+            request, access, match.identity, may_serve=may_serve, may_draft=may_draft, preview=preview
+        )
+        match.vector, match.embed_ms, match.verdict = found.vector, found.embed_ms, found.verdict
+        if found.served is not None:
+            self._serve(request, match, found.served, Outcome.SEMANTIC, found.reason, preview=preview)
+            return
+        reason = found.reason
+        if not may_answer:
+            reason = "disabled"
+        elif not replayable:
+            reason = "params"
+        elif reason == "disabled" and not mode.allows_semantic:
+            reason = "no_candidate"  # the exact key was looked up, and nothing more was asked for
+        match.donors = found.donors
+        match.receipt = self._receipt(request, Outcome.MISS, reason, **self._about(found.nearest))
 
-    def _find_exact(self, request: Request, access: Access, match: Match) -> bool:
+    def _find_exact(self, request: Request, access: Access, match: Match, *, preview: bool) -> bool:
+        """The identical request, or one whose answer was verified to be the same."""
         for scope in access.read:
             for entry in self.store.find_exact(scope.name, match.identity.request_key):
                 if _serves(entry, request):
-                    self._serve(request, match, entry, scope, Outcome.EXACT, "identical", None)
+                    found = Neighbour(scope, entry, 1.0)
+                    self._serve(request, match, found, Outcome.EXACT, "identical", preview=preview)
                     return True
-        match.receipt = self._receipt(request, Outcome.MISS, "no_candidate")
+        for scope in access.read:
+            aliased = self.store.aliases.find(scope.name, match.identity.request_key, count=not preview)
+            if aliased is not None and _serves(aliased, request):
+                self._serve(request, match, Neighbour(scope, aliased, 1.0), Outcome.EXACT, "alias", preview=preview)
+                return True
         return False
 
-    def _find_semantic(self, request: Request, access: Access, match: Match) -> None:
-        embedder = self._embedder()
-        if embedder is None:
-            match.receipt = self._receipt(request, Outcome.MISS, "disabled")
-            return
-        prompt = request.last_user_message
-        if embedder.num_tokens(prompt) > embedder.max_tokens:
-            match.receipt = self._receipt(request, Outcome.MISS, "too_long")
-            return
-        identity = match.identity
-        partition = Partition(identity.fingerprint, identity.context_key, identity.params_key, embedder.name)
-        if not any(self.store.has_neighbours(scope.name, partition) for scope in access.read):
-            # Nobody to compare with: the embedding is made when the answer is stored, off the hot path.
-            empty = not any(self.store.has_neighbours(scope.name, None) for scope in access.read)
-            match.receipt = self._receipt(request, Outcome.MISS, "empty" if empty else "no_candidate")
-            return
-        started = time.perf_counter()
-        match.vector = embedder.embed(prompt)
-        match.embed_ms = (time.perf_counter() - started) * 1e3
-        found = self._neighbours(request, access, match.vector, partition)
-        candidates = [Candidate(entry.id, entry.prompt, score) for _scope, entry, score in found]
-        verdict = self.policy.decide(prompt, candidates)
-        chosen = next((f for f in found if verdict.candidate and f[1].id == verdict.candidate.entry_id), None)
-        if verdict.serve and chosen is not None:
-            scope, entry, score = chosen
-            self._serve(request, match, entry, scope, Outcome.SEMANTIC, verdict.reason, score)
-        elif chosen is not None:
-            scope, entry, score = chosen
-            match.receipt = self._receipt(
-                request, Outcome.MISS, verdict.reason, score=score, entry_id=entry.id, matched_prompt=entry.prompt,
-                entry_age_s=max(0.0, self._clock() - entry.created_at),
-            )  # fmt: skip
-        else:
-            match.receipt = self._receipt(request, Outcome.MISS, verdict.reason)
-
-    def _neighbours(
-        self, request: Request, access: Access, vector: Vector, partition: Partition
-    ) -> list[tuple[Scope, Entry, float]]:
-        """Servable neighbours over all readable scopes, best first; a tie goes to the scope that is read first."""
-        found = [
-            (scope, entry, score)
-            for scope in access.read
-            for entry, score in self.store.nearest(scope.name, vector, NUM_CANDIDATES, partition)
-            # An answer cut by its limit says less than the other wording's own would.
-            if _serves(entry, request) and entry.finish_reason != "length"
-        ]
-        return sorted(found, key=lambda item: -item[2])
-
     def _serve(
-        self, request: Request, match: Match, entry: Entry, scope: Scope, outcome: Outcome, reason: str,
-        score: float | None,
-    ) -> None:  # fmt: skip
-        self.store.touch_entry(entry.id)
-        match.answer = entry
-        match.receipt = self._receipt(
-            request, outcome, reason, scope=scope.kind, score=score, entry_id=entry.id, matched_prompt=entry.prompt,
-            entry_age_s=max(0.0, self._clock() - entry.created_at),
-        )  # fmt: skip
+        self, request: Request, match: Match, found: Neighbour, outcome: Outcome, reason: str, *, preview: bool
+    ) -> None:
+        if not preview:
+            self.store.touch_entry(found.entry.id)
+        match.answer, match.served_from = found.entry, found.scope
+        about = self._about(found)
+        if outcome is Outcome.EXACT:
+            about["score"] = None
+        match.receipt = self._receipt(request, outcome, reason, scope=found.scope.kind, **about)
+
+    def _about(self, found: Neighbour | None) -> dict[str, Any]:
+        if found is None:
+            return {}
+        entry = found.entry
+        return {
+            "score": found.score,
+            "entry_id": entry.id,
+            "matched_prompt": entry.prompt,
+            "entry_age_s": max(0.0, self._clock() - entry.created_at),
+        }
 
     # KV
 
     def _find_prefix(self, request: Request, access: Access, model: ModelKey, match: Match) -> None:
         """Restore from the scope that covers most of the prompt; at least the last position's logits are needed."""
+        speed = self._prefill_ms_per_token()
+        worth_ms = None if speed is None else _CLEARLY * speed
         for scope in access.read:
             keys = PromptKeys.of(scope, model, request.prompt_tokens)
-            spans = self.store.load_prefix(keys.blocks)
+            spans = self.store.load_prefix(keys.blocks, ms_per_token=worth_ms)
             num_restored = sum(span.num_tokens for span in spans)
             logits = None
             if len(spans) == len(keys.blocks) and (tail := self.store.load_tail(keys.tail)) is not None:
@@ -196,15 +205,12 @@ class Lookup:
                 spans = spans[: num_restored // model.block_tokens]  # blocks tile a chunk
             if num_restored > match.num_restored:
                 match.spans, match.num_restored, match.prompt_logits = spans, num_restored, logits
-                why_not = match.receipt
-                match.receipt = self._receipt(
-                    request, Outcome.PREFIX, why_not.reason, scope=scope.kind, score=why_not.score,
-                    entry_id=why_not.entry_id, matched_prompt=why_not.matched_prompt,
-                    entry_age_s=why_not.entry_age_s, prefix_tokens=num_restored,
-                )  # fmt: skip
+                match.receipt = replace(
+                    match.receipt, outcome=Outcome.PREFIX, scope=scope.kind, prefix_tokens=num_restored
+                )
 
-    def _receipt(self, request: Request, outcome: Outcome, reason: str, **found: object) -> Receipt:
-        return Receipt(outcome=outcome, reason=reason, strategy=request.options.strategy, **found)  # type: ignore[arg-type]
+    def _receipt(self, request: Request, outcome: Outcome, reason: str, **found: Any) -> Receipt:
+        return Receipt(outcome=outcome, reason=reason, strategy=request.options.strategy, **found)
 
 
 def _serves(entry: Entry, request: Request) -> bool:

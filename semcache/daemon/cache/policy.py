@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from semcache.daemon.cache.features import differences
+from semcache.daemon.cache.marks import MarkedPairs
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stored prompt near the asked one: same scope, model, context and parameters."""
+    """A stored prompt near the asked one: a readable scope, same model, context and parameters."""
 
     entry_id: str
+    scope: str
     prompt: str
+    answer: str
     score: float  # cosine, higher is nearer
 
 
 @dataclass(frozen=True)
+class Considered:
+    """One candidate and what the policy made of it; unknown is None."""
+
+    candidate: Candidate
+    reason: str  # "similar" when it may be served, else the first reason against it
+    features: Mapping[str, float] = field(default_factory=dict)
+    p_correct: float | None = None
+    chosen: bool = False  # the one that was or would have been served: its label counts for the budgets
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What to serve and the first reason in words. `candidate` is the nearest one looked at, served or not."""
+    """What to serve and the first reason in words. `candidate` is the one the verdict is about, served or not."""
 
     serve: bool
     reason: str
     candidate: Candidate | None
+    considered: tuple[Considered, ...] = ()  # in order of score
+    audit: bool = False  # served, and its answer is to be computed again when the engine is idle
 
 
 class Policy(Protocol):
@@ -32,7 +48,11 @@ class Policy(Protocol):
 
     name: str
 
-    def decide(self, prompt: str, candidates: Sequence[Candidate]) -> Verdict: ...
+    def decide(
+        self, prompt: str, candidates: Sequence[Candidate], scopes: Sequence[str], *, preview: bool = False
+    ) -> Verdict:
+        """`scopes` are all that the request reads, also those without a candidate; a preview leaves no trace."""
+        ...
 
 
 class ThresholdPolicy:
@@ -40,21 +60,28 @@ class ThresholdPolicy:
 
     name = "threshold"
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, marks: MarkedPairs | None = None) -> None:
         self.threshold = threshold
+        self._marks = marks or MarkedPairs()
 
-    def decide(self, prompt: str, candidates: Sequence[Candidate]) -> Verdict:
+    def decide(
+        self, prompt: str, candidates: Sequence[Candidate], scopes: Sequence[str], *, preview: bool = False
+    ) -> Verdict:
         if not candidates:
             return Verdict(False, "no_candidate", None)
-        first_refusal = ""
-        for candidate in candidates:
-            if candidate.score < self.threshold:
-                break
-            telling = differences(prompt, candidate.prompt)
-            if not telling:
-                return Verdict(True, "similar", candidate)
-            first_refusal = first_refusal or f"policy:{telling[0]}"
-        return Verdict(False, first_refusal or "policy:threshold", candidates[0])
+        considered = tuple(Considered(candidate, self._reason(prompt, candidate)) for candidate in candidates)
+        for item in considered:
+            if item.reason == "similar":
+                return Verdict(True, item.reason, item.candidate, considered)
+        return Verdict(False, considered[0].reason, candidates[0], considered)
+
+    def _reason(self, prompt: str, candidate: Candidate) -> str:
+        if candidate.score < self.threshold:
+            return "policy:threshold"
+        if self._marks.holds(candidate.scope, prompt, candidate.prompt):
+            return "policy:marked_wrong"
+        telling = differences(prompt, candidate.prompt)
+        return f"policy:{telling[0]}" if telling else "similar"
 
 
 class OffPolicy:
@@ -62,11 +89,8 @@ class OffPolicy:
 
     name = "off"
 
-    def decide(self, prompt: str, candidates: Sequence[Candidate]) -> Verdict:
-        return Verdict(False, "disabled", candidates[0] if candidates else None)
-
-
-def make_policy(name: str, *, threshold: float) -> Policy:
-    """The policy of `semantic.policy`; the config has checked the name."""
-    policies: dict[str, Policy] = {"threshold": ThresholdPolicy(threshold), "off": OffPolicy()}
-    return policies[name]
+    def decide(
+        self, prompt: str, candidates: Sequence[Candidate], scopes: Sequence[str], *, preview: bool = False
+    ) -> Verdict:
+        considered = tuple(Considered(candidate, "disabled") for candidate in candidates)
+        return Verdict(False, "disabled", candidates[0] if candidates else None, considered)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from semcache.daemon.cache.features import differences
-from semcache.daemon.cache.policy import Candidate, OffPolicy, ThresholdPolicy, make_policy
+from semcache.daemon.cache.policies import make_policy
+from semcache.daemon.cache.policy import Candidate, OffPolicy, ThresholdPolicy
 
 
 @pytest.mark.parametrize(
@@ -46,30 +47,33 @@ def test_harmless_differences(a: str, b: str) -> None:
     assert differences(a, b) == []
 
 
+SCOPES = ["user:a"]
+
+
 def candidate(score: float, prompt: str = "What is rain?") -> Candidate:
-    return Candidate("e_1", prompt, score)
+    return Candidate("e_1", "user:a", prompt, "water", score)
 
 
 def test_threshold_serves_at_and_above() -> None:
     policy = ThresholdPolicy(0.95)
-    assert policy.decide("what is rain", [candidate(0.95)]).serve
-    below = policy.decide("what is rain", [candidate(0.9499)])
+    assert policy.decide("what is rain", [candidate(0.95)], SCOPES).serve
+    below = policy.decide("what is rain", [candidate(0.9499)], SCOPES)
     assert (below.serve, below.reason) == (False, "policy:threshold")
 
 
 def test_a_guarded_neighbour_does_not_hide_a_good_one_behind_it() -> None:
-    first, second = candidate(0.99, "What is not rain?"), Candidate("e_2", "What's rain?", 0.96)
-    verdict = ThresholdPolicy(0.95).decide("What is rain?", [first, second])
+    first, second = candidate(0.99, "What is not rain?"), Candidate("e_2", "user:a", "What's rain?", "water", 0.96)
+    verdict = ThresholdPolicy(0.95).decide("What is rain?", [first, second], SCOPES)
     assert verdict.serve
     assert verdict.candidate == second
 
 
 def test_the_first_reason_is_told() -> None:
-    verdict = ThresholdPolicy(0.95).decide("What is rain?", [candidate(0.99, "What is not rain?")])
+    verdict = ThresholdPolicy(0.95).decide("What is rain?", [candidate(0.99, "What is not rain?")], SCOPES)
     assert (verdict.serve, verdict.reason) == (False, "policy:negation")
-    assert ThresholdPolicy(0.95).decide("x", []).reason == "no_candidate"
+    assert ThresholdPolicy(0.95).decide("x", [], SCOPES).reason == "no_candidate"
 
 
 def test_off_never_serves() -> None:
-    assert not OffPolicy().decide("x", [candidate(1.0)]).serve
+    assert not OffPolicy().decide("x", [candidate(1.0)], SCOPES).serve
     assert make_policy("off", threshold=0.9).name == "off"

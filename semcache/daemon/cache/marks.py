@@ -1,0 +1,50 @@
+"""Pairs of wordings that somebody said do not ask the same: never served for each other again, whatever the policy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from threading import Lock
+
+from semcache.daemon.cache.features import normalised
+
+
+def pair_key(asked: str, stored: str) -> str:
+    """Names a pair of wordings: SHA-256 of both, normalised."""
+    return hashlib.sha256(f"{normalised(asked)}\x00{normalised(stored)}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class MarkedPairs:
+    """The pairs of each scope, read once from `load` and kept through `add`. Thread-safe."""
+
+    def __init__(
+        self,
+        load: Callable[[str], frozenset[str]] = lambda scope: frozenset(),
+        add: Callable[[str, str], object] = lambda scope, key: None,
+    ) -> None:
+        self._load = load
+        self._add = add
+        self._scopes: dict[str, set[str]] = {}
+        self._lock = Lock()
+
+    def holds(self, scope: str, asked: str, stored: str) -> bool:
+        pairs = self._pairs(scope)
+        return bool(pairs) and pair_key(asked, stored) in pairs
+
+    def mark(self, scope: str, asked: str, stored: str) -> None:
+        """From now on, and after a restart."""
+        key = pair_key(asked, stored)
+        self._add(scope, key)  # first: a scope that is forgotten and read again meanwhile has it, too
+        self._pairs(scope).add(key)
+
+    def forget_scope(self, scope: str) -> None:
+        """The scope and its namespaces were cleared; the next use reads the store again."""
+        with self._lock:
+            for name in [name for name in self._scopes if name == scope or name.startswith(f"{scope}#")]:
+                del self._scopes[name]
+
+    def _pairs(self, scope: str) -> set[str]:
+        with self._lock:
+            if scope not in self._scopes:
+                self._scopes[scope] = set(self._load(scope))
+            return self._scopes[scope]

@@ -1,0 +1,214 @@
+"""Explanations, marks and audits are told to those whose requests they are about, and to nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semcache.config import Config
+from semcache.daemon.journal import Journal
+from semcache.daemon.library import Library
+from semcache.daemon.request import Outcome, Request, RequestState
+from semcache.daemon.trust import Trust
+from semcache.errors import NotFoundError, UsageError
+from semcache.store.store import Store, StoreLimits
+from tests.daemon.cache.school import School
+from tests.daemon.cache.words import WordEmbedder, asked
+
+ANN, OTHER = "os:1/ann", "os:2"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    yield store
+    store.close()
+
+
+class Desk:
+    """Somebody who may ask why, over a small cache."""
+
+    def __init__(self, store: Store, *, learns: bool = False) -> None:
+        self.school, self.store = School(store, learns=learns), store
+        self.journal = Journal(store)
+        config = Config()
+        lessons = self.school.lessons
+        library = Library(
+            config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry
+        )
+        self.trust = Trust(
+            config=config, store=store, policy=self.school.policy, lessons=lessons, library=library,
+            journal=self.journal,
+        )  # fmt: skip
+
+    def replayed(self, prompt: str, **changed: Any) -> Request:
+        """A request that was answered from the cache, as the service leaves it."""
+        request, match = self.school.ask(prompt, **changed)
+        assert match.answer is not None
+        request.match(match.receipt)
+        request.considered = match.verdict.considered if match.verdict is not None else ()
+        request.end(RequestState.FINISHED)
+        self.journal.opened(request)
+        self.school.lessons.served(request, match)
+        return request
+
+
+def test_a_mark_reaches_the_hit_of_ones_own_request_only(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    for verdict in ("wrong", "right"):
+        for caller in (OTHER, "os:11", ""):
+            with pytest.raises(NotFoundError):
+                desk.trust.feedback(caller, hit.id, verdict)
+    assert desk.school.decisions(hit)[0].label is None
+    result = desk.trust.feedback("os:1", hit.id, "wrong")
+    assert result == {
+        "request": hit.id, "entry": entry.id, "verdict": "wrong", "removed": False, "negative_pair": True,
+    }  # fmt: skip
+    assert desk.school.outcome("so what is rain")[1] == "policy:marked_wrong"
+    assert store.decisions.wrong_hits(users=[ANN]) == (1, 1)
+
+
+def test_a_hit_said_to_be_right_is_a_label(store: Store) -> None:
+    desk = Desk(store)
+    desk.school.cache.answer(asked("what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    assert not desk.trust.feedback("os:1", hit.id, "right")["negative_pair"]
+    assert store.decisions.wrong_hits() == (1, 0)
+    assert store.decisions.num_due() == 0, "nothing is left to find out"
+
+
+def test_the_hit_of_an_entry_that_is_gone_cannot_be_marked(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    store.delete_entries([entry.id])
+    with pytest.raises(NotFoundError, match="gone"):
+        desk.trust.feedback("os:1", hit.id, "wrong")
+
+
+def test_a_verified_wording_can_be_marked_wrong(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    decision, _ = desk.school.hit("so what is rain")
+    desk.school.audit(decision, entry, "water")
+    hit = desk.replayed("so what is rain")
+    assert hit.receipt is not None
+    assert hit.receipt.reason == "alias"
+    with pytest.raises(NotFoundError):
+        desk.trust.feedback(OTHER, hit.id, "wrong")
+    assert desk.trust.feedback("os:1", hit.id, "wrong")["negative_pair"]
+    assert store.aliases.of(entry.id) == []
+    assert desk.school.outcome("so what is rain")[1] == "policy:marked_wrong"
+
+
+def test_an_identical_hit_marked_wrong_removes_the_answer(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    hit = desk.replayed("what is rain")
+    with pytest.raises(NotFoundError):
+        desk.trust.feedback(OTHER, hit.id, "wrong")
+    assert desk.trust.feedback("os:1", hit.id, "right")["removed"] is False
+    assert desk.trust.feedback("os:1", hit.id, "wrong")["removed"] is True
+    assert store.get_entry(entry.id) is None
+
+
+def test_a_computed_request_has_no_hit_to_mark(store: Store) -> None:
+    desk = Desk(store)
+    request, match = desk.school.ask("what is rain")
+    request.match(match.receipt)
+    desk.journal.opened(request)
+    with pytest.raises(UsageError, match="was computed"):
+        desk.trust.feedback("os:1", request.id, "wrong")
+    with pytest.raises(NotFoundError):
+        desk.trust.feedback(OTHER, request.id, "wrong")
+
+
+def test_an_entry_can_be_marked_by_its_owner_only(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    for verdict in ("wrong", "right"):
+        with pytest.raises(NotFoundError):
+            desk.trust.feedback(OTHER, entry.id, verdict)
+        with pytest.raises(NotFoundError):
+            desk.trust.feedback("os:1", "nothing of the kind", verdict)
+    assert not desk.trust.feedback("os:1", entry.id, "right")["removed"]
+    assert store.get_entry(entry.id) is not None
+    assert desk.trust.feedback("os:1", entry.id, "wrong")["removed"]
+    assert store.get_entry(entry.id) is None
+
+
+def test_an_explanation_is_for_whom_it_concerns_also_after_a_restart(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    told = desk.trust.explained("os:1", hit.id)
+    assert (told["outcome"], told["reason"]) == ("semantic", "similar")
+    for forgetful in (desk, Desk(store)):
+        with pytest.raises(NotFoundError):
+            forgetful.trust.explained(OTHER, hit.id)
+        (row,) = forgetful.trust.explained("os:1", hit.id)["candidates"]
+        assert (row["entry"], row["prompt"], row["answer"]) == (entry.id, "what is rain", "water")
+        assert row["verdict"] == "served"
+    with pytest.raises(NotFoundError):
+        desk.trust.explained("os:1", "req_0")
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_explaining_beforehand_changes_no_counter(store: Store, learns: bool) -> None:
+    desk = Desk(store, learns=learns)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    before = store.counters(), store.decisions.num_due(), store.usage()
+    request = asked("so what is rain")
+    match = desk.school.cache.find(request, preview=True)
+    told = desk.trust.explanation(request, match)
+    assert [row["entry"] for row in told["candidates"]] == [entry.id]
+    assert told["outcome"] == ("draft" if learns else "semantic")
+    assert told["donor"] == (entry.id if learns else None)
+    assert (store.counters(), store.decisions.num_due(), store.usage()) == before
+    kept = store.get_entry(entry.id)
+    assert kept is not None
+    assert kept.hits == 0
+    assert store.decisions.recent() == []
+    if desk.school.policy is not None:
+        assert desk.school.policy.status(entry.scope).requests == 0
+
+
+def test_audits_and_budgets_are_told_of_ones_own_scopes(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    decision, _ = desk.school.hit("so what is rain")
+    desk.school.audit(decision, entry, "water")
+    report = desk.trust.audits("os:1")
+    assert [(row["user"], row["same"], row["source"]) for row in report["recent"]] == [(ANN, True, "audit")]
+    assert [(row["user"], row["audits"], row["wrong"]) for row in report["scopes"]] == [(ANN, 1, 0)]
+    strangers = desk.trust.audits(OTHER)
+    assert (strangers["recent"], strangers["scopes"]) == ([], [])
+    assert [row["requests"] for row in desk.trust.tune(OTHER, [0.1], [0.1])["rows"]] == [0]
+
+
+def test_what_is_near_is_found_in_readable_scopes(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    embedder: Any = WordEmbedder()
+    assert [row["id"] for row in desk.trust.near(ANN, "rain", 5, embedder)] == [entry.id]
+    assert desk.trust.near("os:1/bob", "rain", 5, embedder) == desk.trust.near(OTHER, "rain", 5, embedder) == []
+    with pytest.raises(UsageError, match="semantic search is off"):
+        desk.trust.near(ANN, "rain", 5, None)
+
+
+def test_a_request_under_way_is_explained_without_guessing(store: Store) -> None:
+    """Its look-up is not done: what is known of it is that it was asked."""
+    desk = Desk(store)
+    request = asked("what is rain")
+    request.id = "req_under_way"
+    desk.journal.opened(request)
+    with pytest.raises(NotFoundError):
+        desk.trust.explained("os:1", request.id)
+    request.match(replace(desk.school.cache.find(request).receipt, outcome=Outcome.MISS))
+    assert desk.trust.explained("os:1", request.id)["candidates"] == []
