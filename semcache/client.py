@@ -7,7 +7,7 @@ how a daemon is started. `httpx` is imported on first use, because `semcache --h
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -141,6 +141,15 @@ class Client:
     async def entry(self, entry_id: str) -> wire.EntryDetail:
         return cast("wire.EntryDetail", await self._json("GET", f"/v1/semcache/entries/{quote(entry_id, safe='')}"))
 
+    async def find(self, text: str, *, user: str | None = None, limit: int = 10) -> list[wire.FoundEntry]:
+        """The stored prompts nearest in meaning to `text`, nearest first."""
+        params: dict[str, str | int] = {"near": text, "limit": limit}
+        if user is not None:
+            params["user"] = user
+        return cast(
+            "list[wire.FoundEntry]", (await self._json("GET", "/v1/semcache/entries", params=params))["entries"]
+        )
+
     async def delete_entry(self, entry_id: str) -> int:
         """How many entries went: 1."""
         answer = await self._json("DELETE", f"/v1/semcache/entries/{quote(entry_id, safe='')}")
@@ -154,6 +163,29 @@ class Client:
 
     async def check(self, fix: bool = False) -> wire.CheckReport:
         return cast("wire.CheckReport", await self._json("POST", "/v1/semcache/check", body={"fix": fix}))
+
+    # Trust
+
+    async def explain(self, body: Mapping[str, Any]) -> wire.Explanation:
+        """What would be done with a prompt now; computes and stores nothing."""
+        return cast("wire.Explanation", await self._json("POST", "/v1/semcache/explain", body=body))
+
+    async def explained(self, request_id: str) -> wire.Explanation:
+        """What was considered for a past request."""
+        return cast("wire.Explanation", await self._json("GET", f"/v1/semcache/explain/{quote(request_id, safe='')}"))
+
+    async def feedback(self, marked_id: str, verdict: str) -> wire.FeedbackResult:
+        """Mark the hit of a request, or an entry, as `wrong` or `right`."""
+        body = {"id": marked_id, "verdict": verdict}
+        return cast("wire.FeedbackResult", await self._json("POST", "/v1/semcache/feedback", body=body))
+
+    async def audit(self) -> wire.AuditReport:
+        return cast("wire.AuditReport", await self._json("GET", "/v1/semcache/audit"))
+
+    async def tune(self, max_error: Sequence[float], max_hit_error: Sequence[float]) -> wire.TuneReport:
+        """What every pair of these budgets would have served of the recorded requests; changes nothing."""
+        body = {"max_error": list(max_error), "max_hit_error": list(max_hit_error)}
+        return cast("wire.TuneReport", await self._json("POST", "/v1/semcache/tune", body=body))
 
     # Model and daemon
 

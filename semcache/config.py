@@ -31,6 +31,10 @@ def _between(low: float, high: float) -> Check:
     return lambda value: None if low <= value <= high else f"must be between {low:g} and {high:g}"
 
 
+def _inside(low: float, high: float) -> Check:
+    return lambda value: None if low < value < high else f"must be between {low:g} and {high:g}, both excluded"
+
+
 def _at_least(low: float) -> Check:
     return lambda value: None if value >= low else f"must be at least {low:g}"
 
@@ -69,6 +73,9 @@ class EngineConfig:
     prefill_chunk_tokens: int = _key(
         128, "prefill step and cut of KV reuse; a multiple of cache.block_tokens", _at_least(16)
     )
+    tie_margin: float = _key(
+        0.0, "logits closer than this are a tie, which drafts leave to plain decode; 0 follows the dtype", _at_least(0)
+    )
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,34 @@ class CacheConfig:
     disk_bytes: int = _key(0, "disk tier; 0 is the smaller of 20 GB and a quarter of free space", _at_least(0))
     ttl_s: int = _key(0, "age at which an entry expires; 0 is never", _at_least(0))
     user_quota_bytes: int = _key(0, "bytes one user may keep; 0 is no limit", _at_least(0))
-    eviction: str = _key("lru", "which block leaves first when a tier is full", _one_of("lru", "lfu", "fifo"))
+    eviction: str = _key(
+        "lru", "which block leaves first when a tier is full", _one_of("lru", "lfu", "fifo", "saved_compute")
+    )
     durable: bool = _key(False, "fsync every file: survives a power cut, slower")
     reuse_sampled: bool = _key(False, "also replay answers that were sampled without a seed")
 
 
 @dataclass(frozen=True)
+class DraftConfig:
+    enabled: bool = _key(True, "let the model check a similar prompt's answer as a draft of its own")
+
+
+@dataclass(frozen=True)
 class SemanticConfig:
     policy: str = _key(
-        "threshold", "threshold serves above semantic.threshold; off never serves", _one_of("threshold", "off")
+        "verified",
+        "verified serves what evidence supports; threshold above semantic.threshold; off never serves",
+        _one_of("verified", "threshold", "off"),
+    )
+    max_error: float = _key(0.01, "most wrong answers per request that `verified` may serve", _inside(0, 1))
+    max_hit_error: float = _key(0.02, "most wrong answers per semantic hit that `verified` may serve", _inside(0, 1))
+    audit_rate: float = _key(
+        0.05, "share of semantic hits computed again when idle, after the first 150", _between(0, 1)
+    )
+    equivalence: str = _key(
+        "text",
+        "how two answers are compared: text, embedding, or the model as judge",
+        _one_of("text", "embedding", "judge"),
     )
     threshold: float = _key(0.95, "cosine needed to serve another wording's answer; higher is stricter", _between(0, 1))
     embedder: str = _key("sentence-transformers/all-MiniLM-L6-v2", "any sentence-transformers model; `off` for none")
@@ -111,6 +137,7 @@ class Config:
     generation: GenerationConfig = GenerationConfig()
     engine: EngineConfig = EngineConfig()
     cache: CacheConfig = CacheConfig()
+    draft: DraftConfig = DraftConfig()
     semantic: SemanticConfig = SemanticConfig()
     daemon: DaemonConfig = DaemonConfig()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -12,6 +12,9 @@ ASK_SCHEMA = "semcache.ask/1"
 STATS_SCHEMA = "semcache.stats/1"
 STATUS_SCHEMA = "semcache.status/1"
 REPLAY_SCHEMA = "semcache.replay/1"
+EXPLAIN_SCHEMA = "semcache.explain/1"
+AUDIT_SCHEMA = "semcache.audit/1"
+TUNE_SCHEMA = "semcache.tune/1"
 
 OUTCOMES = ("exact", "semantic", "draft", "prefix", "miss")
 # The fuller the disc, the higher the rung; shown beside the word, never alone.
@@ -34,6 +37,7 @@ class CacheReceipt(TypedDict):
     prefix_tokens: int
     draft_tokens: int
     draft_accepted: int
+    passes: int | None  # forward passes the request took part in; 0 for a replayed answer
     stored: bool
 
 
@@ -62,6 +66,20 @@ class Timing(TypedDict):
     total: float | None
 
 
+class CandidateRow(TypedDict):
+    """One stored prompt that was looked at. `score` is a cosine; `p_correct` None: the policy estimates none."""
+
+    entry: str
+    scope: str  # user or global
+    prompt: str
+    answer: str
+    score: float
+    features: dict[str, float]
+    p_correct: float | None
+    verdict: str  # served or refused
+    reason: str
+
+
 class AskReceipt(TypedDict):
     """`ask --json`, the `semcache` object of HTTP bodies, and a row of /v1/semcache/requests."""
 
@@ -76,6 +94,7 @@ class AskReceipt(TypedDict):
     cache: CacheReceipt
     usage: Usage
     timing_ms: Timing
+    explain: NotRequired[list[CandidateRow]]  # only where the request asked for it; nearest first
     state: NotRequired[str]  # only in /v1/semcache/requests: queued, matching, …, finished, failed, cancelled
     error: NotRequired[str | None]
 
@@ -153,6 +172,23 @@ class LatencyStatus(TypedDict):
     total_p95: float | None
 
 
+class SemanticStatus(WrongHits):
+    """The policy, its budgets as shares, and what audits found in all scopes together."""
+
+    policy: str
+    threshold: float
+    max_error: float
+    max_hit_error: float
+    audit_rate: float
+    equivalence: str
+    embedder: str
+    state: str  # of the embedder: off, loading, ready, failed
+    reason: str | None
+    due_audits: int
+    suspended: list[str]  # where serving is switched off: user ids, and `global`
+    drafts: bool
+
+
 class Status(TypedDict):
     """/v1/semcache/status. Looking never wakes the model nor resets a timer."""
 
@@ -173,7 +209,7 @@ class Status(TypedDict):
     tiers: dict[str, TierStatus]  # ram, disk
     outcomes: dict[str, int]  # this process
     latency: dict[str, LatencyStatus]  # by outcome and "all"
-    semantic: dict[str, Any]  # policy, threshold, embedder, state, reason
+    semantic: SemanticStatus
     counters: dict[str, int]  # damaged_blocks, damaged_entries, evictions, …
     warnings: list[str]
 
@@ -196,6 +232,23 @@ class EntrySummary(TypedDict):
     pinned: bool
 
 
+class FoundEntry(EntrySummary):
+    """One row of `cache find`; `score` is the cosine to the text that was looked for."""
+
+    score: float
+
+
+class EntryEvidence(TypedDict):
+    """How often another wording was found to want this entry's answer (`same`) or another one (`other`).
+
+    `mean_regret` is in nats a token: how much less likely than its own words the model found the answer elsewhere.
+    """
+
+    same: int
+    other: int
+    mean_regret: float | None
+
+
 class EntryDetail(EntrySummary):
     messages: list[dict[str, str]]
     sampling: dict[str, Any]
@@ -205,6 +258,108 @@ class EntryDetail(EntrySummary):
     blocks: int
     embedded: bool
     expires: str | None
+    aliases: list[str]  # prompts that were verified to want the same answer
+    evidence: EntryEvidence | None
+
+
+class ScopeEvidence(TypedDict):
+    """What is known about semantic serving in one scope; `rate` and `ci95` of audited hits, None before the first."""
+
+    scope: str  # user or global
+    user: str | None
+    state: str  # learning, serving or suspended
+    requests: int
+    labels: int
+    served: int
+    audits: int
+    wrong: int
+    rate: float | None
+    ci95: tuple[float, float] | None
+    threshold: float | None  # from where on it serves: estimated chance of being right, or cosine; None: nowhere
+    words: str
+
+
+class Explanation(TypedDict):
+    """What would be done with a prompt now, or was done with a request, and why; nearest candidate first."""
+
+    schema: str
+    prompt: str
+    user: str
+    strategy: str
+    policy: str
+    outcome: str
+    reason: str
+    candidates: list[CandidateRow]
+    donor: str | None  # the entry whose answer would be drafted from
+    prefix_tokens: int
+    max_error: float
+    max_hit_error: float
+    threshold: float
+    evidence: list[ScopeEvidence]
+
+
+class AuditRow(TypedDict):
+    """One recorded decision and what it turned out to be; `same` is None until, or unless, that is known."""
+
+    request: str
+    at: str  # ISO 8601, UTC
+    user: str
+    entry: str
+    prompt: str
+    matched_prompt: str
+    score: float
+    p_correct: float | None
+    served: bool
+    same: bool | None
+    source: str | None  # who said so: draft, equivalence, audit or user
+
+
+class AuditReport(TypedDict):
+    """`recent` is newest first; `due` hits wait for the engine to be idle."""
+
+    schema: str
+    policy: str
+    equivalence: str
+    audit_rate: float
+    due: int
+    scopes: list[ScopeEvidence]
+    recent: list[AuditRow]
+
+
+class Budgets(TypedDict):
+    """Most wrong answers per request and per semantic hit, as shares."""
+
+    max_error: float
+    max_hit_error: float
+
+
+class TuneRow(Budgets):
+    """What these budgets would have served of the recorded requests; `wrong` of the `labelled` ones among them."""
+
+    requests: int
+    labelled: int
+    served: int
+    share: float
+    wrong: int
+    rate: float | None
+    ci95: tuple[float, float] | None
+    words: str
+
+
+class TuneReport(TypedDict):
+    schema: str
+    current: Budgets
+    rows: list[TuneRow]
+
+
+class FeedbackResult(TypedDict):
+    """What marking a hit did: whether the entry went, and whether the pair of prompts will never be served again."""
+
+    request: str | None
+    entry: str
+    verdict: str  # wrong or right
+    removed: bool
+    negative_pair: bool
 
 
 class CheckReport(TypedDict):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Everything that may be asked for with the marker `needs`, and how to see whether it is there.
 AVAILABLE: dict[str, Callable[[], bool]] = {
     "tmux": lambda: shutil.which("tmux") is not None,
@@ -109,6 +113,15 @@ class RunningDaemon:
         assert reply.status_code == 200, reply.text
         return reply.json()
 
+    @contextmanager
+    def happenings(self, kind: str) -> Iterator[Iterator[dict[str, Any]]]:
+        """`cache` events of one kind (audit, turn) as they come, from before the block on."""
+        with self.http() as client, client.stream("GET", "/v1/semcache/events") as reply:
+            lines = reply.iter_lines()
+            assert next(lines) == ": connected"
+            told = (json.loads(next(lines).removeprefix("data: ")) for line in lines if line == "event: cache")
+            yield (event for event in told if event["kind"] == kind)
+
     def cli(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run the command line against this home."""
         return subprocess.run(
@@ -118,8 +131,7 @@ class RunningDaemon:
         )  # fmt: skip
 
 
-@pytest.fixture
-def make_daemon() -> Iterator[Callable[..., RunningDaemon]]:
+def _daemons() -> Iterator[Callable[..., RunningDaemon]]:
     """Start daemons in homes of their own; all are ended afterwards."""
     started: list[RunningDaemon] = []
     homes: list[Path] = []
@@ -137,6 +149,10 @@ def make_daemon() -> Iterator[Callable[..., RunningDaemon]]:
             running.kill()
     for home in homes:
         shutil.rmtree(home, ignore_errors=True)
+
+
+make_daemon = pytest.fixture(_daemons, name="make_daemon")
+make_module_daemon = pytest.fixture(_daemons, scope="module", name="make_module_daemon")
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from semcache import errors
 from semcache.client import Client
-from tests.cli.fake_daemon import ENTRY, MODEL, RECEIPT, FakeDaemon, Running, error
+from tests.cli.fake_daemon import (
+    AUDITS,
+    ENTRY,
+    EXPLANATION,
+    FEEDBACK,
+    MODEL,
+    RECEIPT,
+    TUNE,
+    FakeDaemon,
+    Running,
+    error,
+)
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def as_json(value: object) -> Any:
+    """What it is behind the wire: tuples are lists there."""
+    return json.loads(json.dumps(value))
 
 
 @pytest.fixture
@@ -85,6 +103,23 @@ async def test_every_write(client: Client, daemon: FakeDaemon) -> None:
     assert bodies["/v1/semcache/clear"] == {"user": "bob"}
     assert bodies["/v1/semcache/check"] == {"fix": True}
     assert bodies["/v1/semcache/shutdown"] == {"timeout_s": 3}
+
+
+async def test_trust(client: Client, daemon: FakeDaemon) -> None:
+    found = {**ENTRY, "score": 0.9}
+    daemon.replies["/v1/semcache/entries"] = {"entries": [found]}
+    assert await client.find("capital", user="bob", limit=3) == [found]
+    assert await client.explain({"prompt": "hi"}) == as_json(EXPLANATION)
+    assert await client.explained("req_1") == as_json(EXPLANATION)
+    assert await client.feedback("req_1", "wrong") == FEEDBACK
+    assert await client.audit() == as_json(AUDITS)
+    assert await client.tune([0.01, 0.02], [0.05]) == as_json(TUNE)
+    sent = {(method, path): body for method, path, body in daemon.seen}
+    assert sent["GET", "/v1/semcache/entries"] == {"near": "capital", "user": "bob", "limit": "3"}
+    assert sent["POST", "/v1/semcache/explain"] == {"prompt": "hi"}
+    assert ("GET", "/v1/semcache/explain/req_1") in sent
+    assert sent["POST", "/v1/semcache/feedback"] == {"id": "req_1", "verdict": "wrong"}
+    assert sent["POST", "/v1/semcache/tune"] == {"max_error": [0.01, 0.02], "max_hit_error": [0.05]}
 
 
 async def test_events(client: Client) -> None:

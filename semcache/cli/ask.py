@@ -49,7 +49,7 @@ def ask(
         bool, typer.Option("--cached-only", help="A stored answer or exit 5.", rich_help_panel=CACHE)
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show what the cache decided.", rich_help_panel=CACHE)
+        bool, typer.Option("--explain", help="Show what the cache considered, and why.", rich_help_panel=CACHE)
     ] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
 ) -> int:
@@ -65,6 +65,7 @@ def ask(
         fields={
             "model": model, "user": user, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p,
             "top_k": top_k, "seed": seed, "stop": stop or None, "cache_strategy": strategy, "cache": cache,
+            "explain": explain or None,
         },
         system=system,
     )  # fmt: skip

@@ -93,7 +93,7 @@ def run(options: Options, question: Question, *, stream: bool, explain: bool) ->
     receipt = asyncio.run(_ask(options, body, question.cache_control, stream=stream and not options.json))
     if options.json:
         render.out_json(receipt)
-    if explain:
+    if explain and not options.json:
         for line in explanation(receipt):
             render.warn(line)
     elif not options.quiet and not options.json and (sys.stderr.isatty() or options.verbose):

@@ -1,4 +1,4 @@
-"""`semcache cache`: look at what is stored, and remove it."""
+"""`semcache cache`: look at what is stored, and remove it; why it is served is told by the files beside."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import typer
 
 from semcache import errors, wire
 from semcache.cli import render
+from semcache.cli.explain import explain, find
+from semcache.cli.feedback import mark_wrong
 from semcache.cli.options import Options, command, group
+from semcache.cli.tune import tune
 
 Sort = Literal["used", "created", "hits", "size"]
 
 
 def register(app: typer.Typer) -> None:
-    cache = group("Look at what is stored, and remove it.")
+    cache = group("Look at what is stored, why it is served, and remove it.")
     command(cache, "ls")(ls)
     command(cache, "show")(show)
+    command(cache, "find")(find)
+    command(cache, "explain")(explain)
     command(cache, "rm")(rm)
+    command(cache, "mark-wrong")(mark_wrong)
     command(cache, "clear")(clear)
     command(cache, "check")(check)
+    command(cache, "tune")(tune)
     app.add_typer(cache, name="cache", rich_help_panel="Cache")
 
 
@@ -92,6 +99,8 @@ def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")
             ("tokens", f"{entry['prompt_tokens']} prompt, {entry['completion_tokens']} answer"),
             ("stored", f"{render.size(entry['size_bytes'])} in {entry['blocks']} blocks"),
             ("matched by", "identical text and meaning" if entry["embedded"] else "identical text only"),
+            ("evidence", _evidence(entry["evidence"])),
+            *(("also for", render.one_line(alias)) for alias in entry["aliases"]),
             ("sampling", sampling or render.UNKNOWN),
             ("ended by", entry["finish_reason"]),
             *((message["role"], render.one_line(message["content"])) for message in entry["messages"]),
@@ -99,6 +108,14 @@ def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")
         ]
     )
     return 0
+
+
+def _evidence(evidence: wire.EntryEvidence | None) -> str:
+    if evidence is None:
+        return "none yet: no other wording was compared with it"
+    words = f"other wordings wanted this answer {evidence['same']}×, another answer {evidence['other']}×"
+    regret = evidence["mean_regret"]
+    return words if regret is None else f"{words}; mean regret {regret:.3f} nats a token"
 
 
 def rm(options: Options, entry_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from semcache import wire
 from semcache.cli import render
+from semcache.wording import differing, reason_words, verdict_words
 
 
 def receipt_line(receipt: wire.AskReceipt) -> str:
@@ -36,10 +39,17 @@ def _reuse(receipt: wire.AskReceipt) -> list[str]:
     if cached:
         parts.append(f"{cached} of {usage['prompt_tokens']} prompt tokens reused")
     if cache["draft_tokens"]:
-        parts.append(f"{cache['draft_accepted']} of {cache['draft_tokens']} draft tokens accepted")
+        parts.append(draft_words(cache))
     if cache["stored"]:
         parts.append("stored")
     return parts
+
+
+def draft_words(cache: wire.CacheReceipt) -> str:
+    """How many drafted tokens the model kept, and in how many forward passes where that is known."""
+    passes = cache.get("passes")
+    words = f"{cache['draft_accepted']} of {cache['draft_tokens']} draft tokens accepted"
+    return words if passes is None else f"{words} in {passes} {'pass' if passes == 1 else 'passes'}"
 
 
 def explanation(receipt: wire.AskReceipt) -> list[str]:
@@ -48,7 +58,7 @@ def explanation(receipt: wire.AskReceipt) -> list[str]:
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     facts = {
         "outcome": f"{wire.OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}",
-        "reason": cache["reason"],
+        "reason": reason_line(cache["reason"]),
         "strategy": cache["strategy"],
         "scope": cache["scope"] or render.UNKNOWN,
         "score": render.UNKNOWN if cache["score"] is None else f"{cache['score']:.4f}",
@@ -56,12 +66,40 @@ def explanation(receipt: wire.AskReceipt) -> list[str]:
         "matched": render.quoted(cache["matched_prompt"], 100) if cache["matched_prompt"] else render.UNKNOWN,
         "age": render.UNKNOWN if cache["entry_age_s"] is None else render.ago(cache["entry_age_s"]),
         "prompt": f"{cached} of {usage['prompt_tokens']} tokens reused, {cache['prefix_tokens']} as restored KV",
-        "draft": f"{cache['draft_accepted']} of {cache['draft_tokens']} tokens accepted",
+        "draft": draft_words(cache) if cache["draft_tokens"] else "none",
         "stored": "yes" if cache["stored"] else "no",
         "time": _times(receipt["timing_ms"]),
     }
     width = max(map(len, facts))
-    return [f"{name:<{width}}  {fact}" for name, fact in facts.items()]
+    lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items()]
+    if receipt.get("explain"):
+        lines += ["", *candidate_lines(receipt["explain"])]
+    return lines
+
+
+def reason_line(reason: str) -> str:
+    """The code that scripts see, and what it means."""
+    words = reason_words(reason)
+    return reason if words == reason else f"{reason}: {words}"
+
+
+def candidate_lines(candidates: Sequence[wire.CandidateRow]) -> list[str]:
+    """The stored prompts that were looked at, as a table: nearest first, what was decided, and why."""
+    columns = ("score", "p(correct)", "verdict", "entry", "scope", "differs in", "prompt", "why")
+    rows = [
+        (
+            f"{row['score']:.4f}",
+            render.UNKNOWN if row["p_correct"] is None else f"{row['p_correct']:.4f}",
+            row["verdict"],
+            row["entry"],
+            row["scope"],
+            ", ".join(differing(row["features"])) or render.UNKNOWN,
+            render.cut(render.one_line(row["prompt"]), 60),
+            verdict_words(row),
+        )
+        for row in candidates
+    ]
+    return render.aligned(columns, rows, right=("score", "p(correct)"))
 
 
 def _times(timing: wire.Timing) -> str:

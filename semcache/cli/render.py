@@ -55,17 +55,24 @@ def paint(text: str, style: str, stream: TextIO) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
     """Aligned columns; only a terminal cuts the last one, at its width."""
+    limit = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+    for index, line in enumerate(aligned(columns, rows, right=right)):
+        out(paint(cut(line, limit) if limit else line, BOLD if index == 0 else "", sys.stdout))
+
+
+def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> list[str]:
+    """The lines of a table, its header first."""
     cells = [list(columns), *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(_width(row[column]) for row in cells) for column in range(len(columns))]
     numbers = set(right)
-    limit = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
-    for index, row in enumerate(cells):
+    lines = []
+    for row in cells:
         padded = [
             " " * (width - _width(cell)) + cell if name in numbers else cell + " " * (width - _width(cell))
             for name, width, cell in zip(columns, widths, row, strict=True)
         ]
-        line = "  ".join(padded).rstrip()
-        out(paint(cut(line, limit) if limit else line, BOLD if index == 0 else "", sys.stdout))
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> None:

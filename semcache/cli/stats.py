@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from semcache import wire
 from semcache.cli import render
 from semcache.cli.options import Options, command
+from semcache.wording import estimate, percent, suspended_words
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +17,10 @@ def register(app: typer.Typer) -> None:
     command(app, "ps", panel="Runtime")(ps)
 
 
-def stats(options: Options) -> int:
+def stats(
+    options: Options,
+    audits: Annotated[bool, typer.Option("--audits", help="What audits of semantic hits found, by scope.")] = False,
+) -> int:
     """Requests, hits and savings per user, since the data folder was made."""
     import asyncio
 
@@ -24,6 +30,19 @@ def stats(options: Options) -> int:
         async with connected(options) as client:
             return await client.stats()
 
+    async def fetch_audits() -> wire.AuditReport:
+        async with connected(options) as client:
+            return await client.audit()
+
+    if audits:
+        from semcache.cli.audits import print_report
+
+        report = asyncio.run(fetch_audits())
+        if options.json:
+            render.out_json(report)
+        else:
+            print_report(options, report)
+        return 0
     found = asyncio.run(fetch())
     if options.json:
         render.out_json(found)
@@ -44,8 +63,6 @@ def _print_stats(stats: wire.Stats) -> None:
 
 
 def _stats_row(user: wire.UserStats) -> list[str]:
-    wrong = user["wrong_hits"]
-    estimate = render.UNKNOWN if wrong["rate"] is None else f"{wrong['wrong']} of {wrong['audits']}"
     return [
         user["user"],
         render.count(user["requests"]),
@@ -58,7 +75,7 @@ def _stats_row(user: wire.UserStats) -> list[str]:
         render.count(user["accepted_tokens"]),
         render.seconds(user["saved_ms"] / 1000),
         render.size(sum(user["stored_bytes"].values())),
-        estimate,
+        estimate(user["wrong_hits"]),
     ]
 
 
@@ -91,9 +108,7 @@ def status_rows(status: wire.Status) -> list[tuple[str, str]]:
     cache += [f"{hits} of {everything} requests reused something"] if everything else []
     address = f"unix:{status['socket']}" + (f" · {status['url']}" if status["url"] else "")
     started = " · started by a command" if status["autostarted"] else ""
-    semantic = status["semantic"]
-    policy = f"{semantic.get('policy')} ≥ {semantic.get('threshold')} · {semantic.get('state')}"
-    return [
+    rows = [
         (
             "DAEMON",
             f"{status['state']} · pid {status['pid']} · v{status['version']} · "
@@ -103,8 +118,26 @@ def status_rows(status: wire.Status) -> list[tuple[str, str]]:
         ("MODEL", model_line(status["model"])),
         ("QUEUE", f"{queue.get('running', 0)} running · {queue.get('waiting', 0)} waiting"),
         ("CACHE", " · ".join(cache)),
-        ("SEMANTIC", policy + (f" ({semantic['reason']})" if semantic.get("reason") else "")),
+        ("SEMANTIC", semantic_line(status["semantic"])),
     ]
+    if status["semantic"]["suspended"]:
+        rows.append(("SUSPENDED", suspended_words(status["semantic"]["suspended"])))
+    return rows
+
+
+def semantic_line(semantic: wire.SemanticStatus) -> str:
+    """The policy, its budgets, what audits found, and what the embedder is doing."""
+    budgets = (
+        f"at most {percent(semantic['max_error'])} wrong per request, {percent(semantic['max_hit_error'])} per hit"
+    )
+    rules = {"verified": f"verified: {budgets}", "threshold": f"threshold ≥ {semantic['threshold']:g}"}
+    parts = [rules.get(semantic["policy"], semantic["policy"])]
+    parts += [estimate(semantic)] if semantic["policy"] != "off" else []
+    parts += [f"{render.count(semantic['due_audits'])} audits due"] if semantic["due_audits"] else []
+    parts += [] if semantic["drafts"] else ["no drafts"]
+    return " · ".join([*parts, f"embedder {semantic['state']}"]) + (
+        f" ({semantic['reason']})" if semantic["reason"] else ""
+    )
 
 
 def model_line(model: wire.ModelStatus) -> str:

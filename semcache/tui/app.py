@@ -20,11 +20,13 @@ from semcache.tui.detail import DetailScreen
 from semcache.tui.feed import Feed, ModelChanged, RequestsChanged, Snapshot, Source, SourceLost
 from semcache.tui.help import HelpScreen
 from semcache.tui.live_table import LiveTable
+from semcache.tui.marking import MarkAsked, Marking
 from semcache.tui.once import print_once
 from semcache.tui.panels import Numbers
 from semcache.tui.request_log import RequestLog, created_at
 from semcache.tui.top_screen import TopScreen
 from semcache.wire import OUTCOMES, AskReceipt, Status
+from semcache.wording import suspended_words
 
 MAX_RATES = 512
 NOT_RUNNING = "daemon not running — start it with `semcache daemon start`"
@@ -58,6 +60,9 @@ class TopApp(App[None]):
         super().__init__()
         self._requests = RequestLog()
         self._top = TopScreen(self._requests, None if readonly else source)
+        self._source = source
+        self._readonly = readonly
+        self._marking = Marking(self, source)
         self._feed = Feed(source, self.post_message, interval_s=interval_s)
         self._clock = clock
         self._rates: deque[float] = deque(maxlen=MAX_RATES)
@@ -92,7 +97,8 @@ class TopApp(App[None]):
         self._top.show_numbers(self._numbers)
         if snapshot.requests is not None:
             self._show_requests()
-        warnings = snapshot.status["warnings"]
+        suspended = snapshot.status["semantic"]["suspended"]
+        warnings = [suspended_words(suspended)] if suspended else snapshot.status["warnings"]
         self._top.show_banner(f"⚠ {warnings[0]}" if warnings else "", urgent=False)
 
     @on(RequestsChanged)
@@ -140,16 +146,27 @@ class TopApp(App[None]):
 
     @on(TopScreen.Opened)
     def _open_detail(self, event: TopScreen.Opened) -> None:
-        semantic = self._numbers.status["semantic"] if self._numbers.status else {}
-        threshold = semantic.get("threshold") if semantic.get("policy", "threshold") == "threshold" else None
-        self.push_screen(DetailScreen(self._requests.by_id[event.request_id], threshold=threshold))
+        semantic = self._numbers.status["semantic"] if self._numbers.status else None
+        threshold = semantic["threshold"] if semantic and semantic["policy"] == "threshold" else None
+        receipt = self._requests.by_id[event.request_id]
+        self.push_screen(DetailScreen(receipt, self._source, threshold=threshold, readonly=self._readonly))
+
+    @on(MarkAsked)
+    def _mark(self, event: MarkAsked) -> None:
+        self._marking.press(event.receipt)
 
     def action_help(self) -> None:
         if not isinstance(self.screen, HelpScreen):
-            asking = self._top.check_action("ask", ())
-            top = [b for b in TopScreen.BINDINGS if asking or not (isinstance(b, Binding) and b.action == "ask")]
-            groups = {"Top": top, "Table": LiveTable.BINDINGS, "Details": DetailScreen.BINDINGS}
-            self.push_screen(HelpScreen({**groups, "Everywhere": self.BINDINGS}))
+            changing = ("ask", "mark_wrong") if self._readonly else ()
+            groups = {
+                "Top": TopScreen.BINDINGS, "Table": LiveTable.BINDINGS, "Details": DetailScreen.BINDINGS,
+                "Everywhere": self.BINDINGS,
+            }  # fmt: skip
+            shown = {
+                title: [b for b in bindings if not (isinstance(b, Binding) and b.action in changing)]
+                for title, bindings in groups.items()
+            }
+            self.push_screen(HelpScreen(shown))
 
     def action_poll_now(self) -> None:
         self._feed.poll_now()

@@ -6,6 +6,7 @@ import difflib
 import json
 from typing import ClassVar, cast
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -13,10 +14,15 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from semcache.errors import SemcacheError
 from semcache.tui import units
-from semcache.tui.outcomes import STYLES, badge, is_running, reason_words
+from semcache.tui.candidates import candidates
+from semcache.tui.feed import Source
+from semcache.tui.marking import MarkAsked
+from semcache.tui.outcomes import STYLES, badge, is_running
 from semcache.tui.request_log import local_time
-from semcache.wire import AskReceipt, Timing
+from semcache.wire import AskReceipt, Explanation, Timing
+from semcache.wording import reason_words
 
 _LABEL_WIDTH = 9
 # In the order in which a request goes through them: it waits for a slot after the look-up.
@@ -76,8 +82,8 @@ def waterfall(timing: Timing, width: int) -> Content:
     return Content("\n").join([*lines, Content.assemble((" " * _LABEL_WIDTH, ""), (said, ".strong"))])
 
 
-def detail(receipt: AskReceipt, threshold: float | None, width: int) -> Content:
-    """Everything the receipt says, for `width` cells."""
+def detail(receipt: AskReceipt, threshold: float | None, width: int, found: Explanation | None = None) -> Content:
+    """Everything the receipt says, and what was considered where that is known, for `width` cells."""
     cache, usage = receipt["cache"], receipt["usage"]
     prompt, matched = Content(receipt["prompt"]), None
     if cache["matched_prompt"] and cache["reason"] != "identical":
@@ -98,14 +104,20 @@ def detail(receipt: AskReceipt, threshold: float | None, width: int) -> Content:
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     rows.append(("tokens", Content(
         f"prompt {units.count(usage['prompt_tokens'])}, {units.count(cached)} of them not computed · "
-        f"answer {units.count(usage['completion_tokens'])}"
+        f"answer {units.count(usage['completion_tokens'])}{_passes(cache.get('passes'))}"
     )))  # fmt: skip
     if receipt.get("error"):
         rows.append(("error", Content.styled(units.one_line(str(receipt.get("error"))), ".failed")))
     body = Content("\n").join(_row(label, content, width) for label, content in rows)
     heading = Content.styled("answer so far" if is_running(receipt) else "answer", ".faint")
     answer = Content(receipt["answer"]) if receipt["answer"] else Content.styled("nothing yet", ".faint")
-    return Content("\n\n").join([body, waterfall(receipt["timing_ms"], width), heading + Content("\n") + answer])
+    considered = candidates(found, width) if found is not None else Content("")
+    parts = [body, considered, waterfall(receipt["timing_ms"], width), heading + Content("\n") + answer]
+    return Content("\n\n").join(part for part in parts if part.plain)
+
+
+def _passes(number: int | None) -> str:
+    return "" if number is None else f" · {number} forward {'pass' if number == 1 else 'passes'}"
 
 
 def _reused(receipt: AskReceipt) -> str:
@@ -130,14 +142,19 @@ class DetailScreen(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q", "dismiss", "Back", id="detail.back"),
         Binding("y", "copy", "Copy JSON", id="detail.copy"),
+        Binding("w", "mark_wrong", "Wrong", tooltip="Mark the answer as wrong (asks first)", id="detail.wrong"),
         Binding("down,j", "scroll(1)", "Scroll", show=False, id="detail.down"),
         Binding("up,k", "scroll(-1)", "Scroll back", show=False, id="detail.up"),
     ]
 
-    def __init__(self, receipt: AskReceipt, *, threshold: float | None) -> None:
+    def __init__(self, receipt: AskReceipt, source: Source, *, threshold: float | None, readonly: bool) -> None:
         super().__init__()
         self.receipt = receipt
+        self._source = source
         self._threshold = threshold
+        self._readonly = readonly
+        self._found: Explanation | None = None
+        self._has_asked = False
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="detail"):
@@ -145,6 +162,10 @@ class DetailScreen(ModalScreen[None]):
 
     def on_mount(self) -> None:
         self.call_after_refresh(self._draw)
+        self._ask_why()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return not (action == "mark_wrong" and self._readonly)
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._draw)
@@ -152,16 +173,35 @@ class DetailScreen(ModalScreen[None]):
     def show(self, receipt: AskReceipt) -> None:
         self.receipt = receipt
         self._draw()
+        self._ask_why()
+
+    def _ask_why(self) -> None:
+        """Once, when the request has ended: what was considered does not change any more."""
+        if not (self._has_asked or is_running(self.receipt)):
+            self._has_asked = True
+            self._fetch_explanation()
+
+    @work(exit_on_error=False)
+    async def _fetch_explanation(self) -> None:
+        try:
+            self._found = await self._source.explained(self.receipt["id"])
+        except SemcacheError:
+            return  # too old to be remembered, or the daemon went away, which the banner says
+        self._draw()
 
     def _draw(self) -> None:
         area = self.query_one("#detail", VerticalScroll)
         area.border_title = Content(f"Request · {local_time(self.receipt)}")
-        area.border_subtitle = Content("y copy JSON · esc back")
+        keys = ["y copy JSON", "esc back"] if self._readonly else ["w wrong", "y copy JSON", "esc back"]
+        area.border_subtitle = Content(" · ".join(keys))
         width = max(30, area.scrollable_content_region.width)
-        self.query_one("#detail-text", Static).update(detail(self.receipt, self._threshold, width))
+        self.query_one("#detail-text", Static).update(detail(self.receipt, self._threshold, width, self._found))
 
     def action_scroll(self, step: int) -> None:
         self.query_one("#detail", VerticalScroll).scroll_relative(y=step, animate=False)
+
+    def action_mark_wrong(self) -> None:
+        self.post_message(MarkAsked(self.receipt))
 
     def action_copy(self) -> None:
         self.app.copy_to_clipboard(json.dumps(self.receipt, ensure_ascii=False, indent=2))

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from textual.message import Message
 
 from semcache.errors import DaemonUnreachableError, SemcacheError
-from semcache.wire import AskReceipt, CacheReceipt, ModelStatus, Stats, Status
+from semcache.wire import AskReceipt, CacheReceipt, Explanation, FeedbackResult, ModelStatus, Stats, Status
 
 POLL_TIMEOUT_S = 10.0
 FLUSH_INTERVAL_S = 0.1
@@ -36,6 +36,10 @@ class Source(Protocol):
     def ask_stream(
         self, body: Mapping[str, Any], *, cache_control: str | None = None
     ) -> AsyncIterator[CacheReceipt | str | AskReceipt]: ...
+
+    async def explained(self, request_id: str) -> Explanation: ...
+
+    async def feedback(self, marked_id: str, verdict: str) -> FeedbackResult: ...
 
 
 class Snapshot(Message):

@@ -11,10 +11,11 @@ from rich.cells import cell_len, set_cell_size
 from semcache.tui import units
 from semcache.tui.feed import Source
 from semcache.tui.outcomes import ANSWER_HITS, COMPUTE_HITS, badge, why
-from semcache.tui.panels import NO_LATENCY, wrong_hits
+from semcache.tui.panels import NO_LATENCY, semantic
 from semcache.tui.request_log import local_time
 from semcache.tui.users import USER_COLUMNS, busiest_first, user_cells
 from semcache.wire import OUTCOMES, AskReceipt, Stats, Status
+from semcache.wording import estimate, suspended_words
 
 NUM_REQUESTS = 20
 _MAX_CELL = 48
@@ -51,7 +52,10 @@ def _head(status: Status) -> str:
     if model["unloads_in_s"] is not None:
         parts.append(f"unloads in {units.duration(model['unloads_in_s'])}")
     parts += [f"unix:{status['socket']}", f"pid {status['pid']}", f"up {units.duration(status['uptime_s'])}"]
-    return "\n".join([" · ".join(parts), *(f"warning: {warning}" for warning in status["warnings"])])
+    suspended = status["semantic"]["suspended"]
+    warnings = [suspended_words(suspended)] if suspended else []
+    warnings += status["warnings"]
+    return "\n".join([" · ".join(parts), *(f"warning: {warning}" for warning in warnings)])
 
 
 def _outcomes(status: Status) -> str:
@@ -74,12 +78,13 @@ def _saved(status: Status, stats: Stats) -> str:
     share = units.percent(units.share(total["cached_tokens"], total["prompt_tokens"]))
     lines = [
         f"saved    {units.count(total['cached_tokens'])} prompt tokens ({share}), "
-        f"{units.seconds(total['saved_ms'] / 1e3)}; wrong semantic hits: {wrong_hits(total['wrong_hits'])}",
+        f"{units.seconds(total['saved_ms'] / 1e3)}; wrong semantic hits: {estimate(total['wrong_hits'])}",
         f"cache    {units.count(status['entries'])} entries, {units.count(status['blocks'])} blocks; "
         + ", ".join(
             f"{name} {units.size(tier['used_bytes'])} of {units.size(tier['limit_bytes'])}"
             for name, tier in status["tiers"].items()
         ),
+        f"trust    {semantic(status['semantic'], 200)}",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""How an outcome, a state and a reason are shown: glyph, word, colour name, sentence.
+"""How an outcome and a state are shown: glyph, word, colour name. The sentences are in `semcache/wording.py`.
 
 The glyph is the share of the work that was reused, so it reads without colour. Colour names are component classes of
 the screen (`app.tcss` gives them their theme colours).
@@ -20,34 +20,6 @@ STYLES = {*wire.OUTCOME_GLYPHS, "running", "failed", "faint", "strong", "added",
 STATES = ("lost", "queued", "matching", "waiting", "prefilling", "decoding", "finished", "failed", "cancelled")
 TERMINAL = ("finished", "failed", "cancelled")
 _STATE_GLYPHS = {"failed": "✗", "cancelled": "✗", "lost": "?"}
-
-_REASONS = {
-    "identical": "the identical request was answered before",
-    "in_flight": "the identical request was being computed; this one waited for its answer",
-    "similar": "a differently worded prompt is trusted to mean the same",
-    "pending": "the look-up is not done yet",
-    "empty": "nothing is stored in this scope yet",
-    "no_candidate": "no stored prompt is near this one",
-    "scope": "the nearest prompt belongs to a scope that this user may not read",
-    "disabled": "the request or the configuration switched this kind of reuse off",
-    "expired": "the stored entry is older than the time to live",
-    "unreadable": "the stored data could not be read, so it was computed again",
-    "params": "sampling parameters forbid replaying a stored answer",
-    "too_long": "the message is longer than the embedder's window",
-    "policy:threshold": "the nearest prompt is not similar enough",
-    "policy:number": "the prompts name different numbers",
-    "policy:negation": "one prompt negates what the other one asks",
-    "policy:entity": "the prompts name different things",
-    "policy:scale": "the prompts ask for opposite ends of a scale",
-    "policy:order": "the same words stand in another order",
-}
-
-
-def reason_words(reason: str) -> str:
-    """The reason as a sentence; an unknown code is shown as it is."""
-    if reason in _REASONS:
-        return _REASONS[reason]
-    return f"refused by the policy: {reason.removeprefix('policy:')}" if reason.startswith("policy:") else reason
 
 
 def state_of(receipt: AskReceipt) -> str:
@@ -90,10 +62,14 @@ def why(receipt: AskReceipt) -> Content:
     if outcome == "semantic":
         return Content(matched)
     if outcome == "draft":
-        return Content(f"{cache['draft_accepted']}/{cache['draft_tokens']} drafted from: {matched}")
+        passes = cache.get("passes")
+        how = "drafted from" if passes is None else f"in {passes} {'pass' if passes == 1 else 'passes'} from"
+        return Content(f"{cache['draft_accepted']}/{cache['draft_tokens']} {how}: {matched}")
     if outcome == "prefix":
         return Content(f"{cache['prefix_tokens']:,} prompt tokens restored")
     if outcome == "exact":
+        if cache["reason"] == "alias":
+            return Content(f"= alias of: {matched}")
         return Content.styled("= in flight" if cache["reason"] == "in_flight" else "= identical", ".faint")
     near = f" · near: {matched}" if matched else ""
     return Content.styled(f"{cache['reason'].removeprefix('policy:').replace('_', ' ')}{near}", ".faint")

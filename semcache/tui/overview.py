@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal
 from textual.content import Content
@@ -18,6 +20,9 @@ _MODEL_STATES = {
     "unloaded": ("○", "unloaded", ".faint"),
     "failed": ("✗", "failed", ".failed"),
 }
+
+# Corners, lines and spaces around words in a frame.
+_FRAME = 6
 
 
 class Drawn(Widget):
@@ -43,11 +48,20 @@ class Drawn(Widget):
 
 
 class Panel(Drawn):
-    """A drawn widget in a titled frame."""
+    """A drawn widget in a titled frame; `foot` says one line more, in the frame below."""
 
-    def __init__(self, title: str, draw: Draw, *, id: str) -> None:
+    def __init__(self, title: str, draw: Draw, *, id: str, foot: Callable[[Numbers, int], str] | None = None) -> None:
         super().__init__(draw, id=id)
         self.border_title = title
+        self._foot = foot
+
+    def show(self, numbers: Numbers) -> None:
+        super().show(numbers)
+        self.on_resize()
+
+    def on_resize(self) -> None:
+        if self._foot is not None:
+            self.border_subtitle = Content(self._foot(self._numbers, self.outer_size.width - _FRAME))
 
 
 def header(numbers: Numbers, width: int, height: int) -> Content:
@@ -101,7 +115,7 @@ class Overview(Container):
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="upper"):
-            yield Panel("Outcomes · since daemon start", panels.outcomes, id="outcomes")
+            yield Panel("Outcomes · since daemon start", panels.outcomes, id="outcomes", foot=panels.trust)
             with Container(id="side"):
                 yield Panel("Cache", panels.tiers, id="tiers")
                 yield Panel("Saved · all time", panels.saved, id="saved")

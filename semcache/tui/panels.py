@@ -10,7 +10,8 @@ from textual.content import Content
 from semcache import wire
 from semcache.tui import units
 from semcache.tui.outcomes import ANSWER_HITS, COMPUTE_HITS, outcome_badge
-from semcache.wire import OUTCOMES, LatencyStatus, Stats, Status, WrongHits
+from semcache.wire import OUTCOMES, LatencyStatus, SemanticStatus, Stats, Status
+from semcache.wording import estimate, percent, short_estimate
 
 NO_LATENCY = LatencyStatus(n=0, ttft_p50=None, ttft_p95=None, total_p50=None, total_p95=None)
 _LABEL_WIDTH = 10
@@ -126,10 +127,13 @@ def saved(numbers: Numbers, width: int, height: int) -> Content:
         return Content("")
     total = numbers.stats["total"]
     share = units.share(total["cached_tokens"], total["prompt_tokens"])
-    wrong = wrong_hits(total["wrong_hits"])
     if height < 5:
         cached = f"{units.count(total['cached_tokens'])} · {units.percent(share)}"
-        rows = [("tokens", cached), ("time", units.seconds(total["saved_ms"] / 1e3)), ("wrong hits", wrong)]
+        rows = [
+            ("tokens", cached),
+            ("time", units.seconds(total["saved_ms"] / 1e3)),
+            ("wrong hits", short_estimate(total["wrong_hits"])),
+        ]
         return _lines([_pair(name, value, width) for name, value in rows[:height]])
     rows = [
         ("prompt tokens", units.count(total["prompt_tokens"])),
@@ -139,16 +143,31 @@ def saved(numbers: Numbers, width: int, height: int) -> Content:
         ("time saved", units.seconds(total["saved_ms"] / 1e3)),
     ]
     lines = [_pair(name, value, width) for name, value in rows]
-    lines += [Content.styled("wrong semantic hits", ".faint"), _right(wrong, width)]
+    lines += [Content.styled("wrong of audited hits", ".faint"), _right(short_estimate(total["wrong_hits"]), width)]
     return _lines(lines[:height])
 
 
-def wrong_hits(wrong: WrongHits) -> str:
-    """Rate with its interval; nothing is claimed before the first audit."""
-    if not wrong["audits"] or wrong["rate"] is None:
-        return "not measured yet"
-    interval = f" ({wrong['ci95'][0] * 100:.1f}–{wrong['ci95'][1] * 100:.1f})" if wrong["ci95"] else ""
-    return f"{wrong['rate'] * 100:.1f} %{interval} of {wrong['audits']}"
+def trust(numbers: Numbers, width: int) -> str:
+    """The same as `semantic`, once there are numbers."""
+    return semantic(numbers.status["semantic"], width) if numbers.status is not None else ""
+
+
+def semantic(status: SemanticStatus, width: int) -> str:
+    """How far answers of other wordings are trusted, in at most `width` cells if that can be."""
+    if status["policy"] == "off":
+        return "semantic off"
+    rules = {"threshold": f"semantic ≥ {status['threshold']:g}"}
+    policy = rules.get(status["policy"], f"semantic {status['policy']}")
+    due = f"{status['due_audits']} due" if status["due_audits"] else ""
+    budgets = f"budgets {percent(status['max_error'])}, {percent(status['max_hit_error'])}"
+    choices = [
+        (policy, budgets if status["policy"] == "verified" else "", estimate(status), due),
+        (policy, estimate(status), due),
+        (policy, short_estimate(status), due),
+        (policy, short_estimate(status)),
+    ]
+    said = [" · ".join(part for part in parts if part) for parts in choices]
+    return next((text for text in said if len(text) <= width), said[-1])
 
 
 def throughput(numbers: Numbers, width: int, height: int) -> Content:

@@ -15,6 +15,7 @@ from textual.widgets import Footer, Input, Static
 from semcache.tui.ask_bar import AskBar, PromptInput
 from semcache.tui.feed import Source
 from semcache.tui.live_table import LiveTable
+from semcache.tui.marking import MarkAsked
 from semcache.tui.outcomes import STYLES
 from semcache.tui.overview import Header, Overview
 from semcache.tui.panels import Numbers
@@ -38,13 +39,16 @@ class TopScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (150, "-wide")]  # noqa: RUF012 - Textual's attribute
     VERTICAL_BREAKPOINTS = [(0, "-short"), (20, "-medium"), (30, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("a", "ask", "Ask", tooltip="Ask the model from here", id="top.ask"),
-        Binding("slash", "filter", "Filter", tooltip="Show only requests that match", id="top.filter"),
+        # Keys that move the focus have priority: the app acts on them before it hands out the next key. Otherwise what
+        # is typed right behind them goes to the table and is lost. In a text field they are letters (check_action).
+        Binding("a", "ask", "Ask", tooltip="Ask the model from here", id="top.ask", priority=True),
+        Binding("slash", "filter", "Filter", tooltip="Show only requests that match", id="top.filter", priority=True),
         Binding("comma", "sort(-1)", "Sort by the column before", show=False, id="top.sort_left"),
         Binding("full_stop", "sort(1)", "Sort", True, ",.", tooltip="Sort by the next column", id="top.sort_right"),
-        Binding("r", "reverse", "Reverse", tooltip="Reverse the order", id="top.reverse"),
+        Binding("r", "reverse", "Reverse", show=False, tooltip="Reverse the order", id="top.reverse"),
         Binding("p", "pause", "Pause", tooltip="Hold the table still; the panels go on", id="top.pause"),
         Binding("u", "users", "Users", tooltip="Users in place of requests, and back", id="top.users"),
+        Binding("w", "mark_wrong", "Wrong", tooltip="Mark a semantic hit as wrong (asks first)", id="top.wrong"),
         Binding("escape", "back", "Close the answer, the users, the filter", show=False, id="top.back"),
     ]
 
@@ -56,7 +60,7 @@ class TopScreen(Screen[None]):
             self.request_id = request_id
 
     def __init__(self, log: RequestLog, source: Source | None) -> None:
-        """`source` None: nothing can be asked."""
+        """`source` None: nothing can be asked or marked."""
         super().__init__()
         self._log = log
         self._source = source
@@ -75,7 +79,9 @@ class TopScreen(Screen[None]):
         self.set_focus(self.query_one(RequestTable))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return not (action == "ask" and self._source is None)
+        if action in ("ask", "filter") and isinstance(self.focused, Input):
+            return False
+        return not (action in ("ask", "mark_wrong") and self._source is None)
 
     # What the app hands in
 
@@ -123,6 +129,11 @@ class TopScreen(Screen[None]):
         self.toggle_class("-users")
         shown = UsersTable if self.has_class("-users") else RequestTable
         self.set_focus(self.query_one(shown))
+
+    def action_mark_wrong(self) -> None:
+        selected = self._log.by_id.get(self.query_one(RequestTable).cursor_key or "")
+        if selected is not None and not self.has_class("-users"):
+            self.post_message(MarkAsked(selected))
 
     def action_back(self) -> None:
         ask_bar, table = self.query_one(AskBar), self.query_one(RequestTable)

@@ -43,6 +43,7 @@ RECEIPT: wire.AskReceipt = {
         "prefix_tokens": 0,
         "draft_tokens": 0,
         "draft_accepted": 0,
+        "passes": 0,
         "stored": False,
     },
     "usage": {
@@ -104,6 +105,8 @@ ENTRY: wire.EntryDetail = {
     "blocks": 2,
     "embedded": True,
     "expires": None,
+    "aliases": ["capital city of australia?"],
+    "evidence": {"same": 3, "other": 1, "mean_regret": 0.0421},
 }
 
 USER_STATS: wire.UserStats = {
@@ -127,6 +130,132 @@ USER_STATS: wire.UserStats = {
 }
 
 
+SEMANTIC: wire.SemanticStatus = {
+    "policy": "verified",
+    "threshold": 0.95,
+    "max_error": 0.01,
+    "max_hit_error": 0.02,
+    "audit_rate": 0.05,
+    "equivalence": "text",
+    "embedder": "x",
+    "state": "ready",
+    "reason": None,
+    "audits": 38,
+    "wrong": 0,
+    "rate": 0.0,
+    "ci95": (0.0, 0.092),
+    "due_audits": 3,
+    "suspended": [],
+    "drafts": True,
+}
+
+SCOPE: wire.ScopeEvidence = {
+    "scope": "user",
+    "user": "os:1000",
+    "state": "learning",
+    "requests": 310,
+    "labels": 41,
+    "served": 22,
+    "audits": 22,
+    "wrong": 1,
+    "rate": 0.0455,
+    "ci95": (0.008, 0.218),
+    "threshold": None,
+    "words": "too little is known yet",
+}
+
+CANDIDATE: wire.CandidateRow = {
+    "entry": "e_1",
+    "scope": "user",
+    "prompt": "What is\nthe capital of Australia?\x1b[31m",
+    "answer": "Canberra.",
+    "score": 0.962,
+    "features": {"distance": -3.2, "number": 0.0, "entity": 1.0, "question": 1.0},
+    "p_correct": 0.991,
+    "verdict": "served",
+    "reason": "similar",
+}
+
+EXPLANATION: wire.Explanation = {
+    "schema": "semcache.explain/1",
+    "prompt": "capital city of australia?",
+    "user": "os:1000",
+    "strategy": "per_user",
+    "policy": "verified",
+    "outcome": "semantic",
+    "reason": "similar",
+    "candidates": [
+        CANDIDATE,
+        {
+            **CANDIDATE,
+            "entry": "e_2",
+            "score": 0.874,
+            "p_correct": None,
+            "verdict": "refused",
+            "reason": "policy:number",
+        },
+    ],
+    "donor": "e_1",
+    "prefix_tokens": 64,
+    "max_error": 0.01,
+    "max_hit_error": 0.02,
+    "threshold": 0.95,
+    "evidence": [SCOPE],
+}
+
+AUDITS: wire.AuditReport = {
+    "schema": "semcache.audit/1",
+    "policy": "verified",
+    "equivalence": "text",
+    "audit_rate": 0.05,
+    "due": 3,
+    "scopes": [SCOPE],
+    "recent": [
+        {
+            "request": "req_1",
+            "at": "2026-11-20T11:07:31+00:00",
+            "user": "os:1000",
+            "entry": "e_1",
+            "prompt": "capital city of australia?",
+            "matched_prompt": "What is the capital of Australia?",
+            "score": 0.962,
+            "p_correct": 0.991,
+            "served": True,
+            "same": True,
+            "source": "audit",
+        }
+    ],
+}
+
+FEEDBACK: wire.FeedbackResult = {
+    "request": "req_1",
+    "entry": "e_1",
+    "verdict": "wrong",
+    "removed": False,
+    "negative_pair": True,
+}
+
+TUNE: wire.TuneReport = {
+    "schema": "semcache.tune/1",
+    "current": {"max_error": 0.01, "max_hit_error": 0.02},
+    "rows": [
+        {
+            "max_error": budget,
+            "max_hit_error": 0.02,
+            "requests": 400,
+            "labelled": 90,
+            "served": 22 * number,
+            "share": 0.055 * number,
+            "wrong": number,
+            "rate": 0.0455,
+            "ci95": (0.008, 0.218),
+            "words": "",
+        }
+        for number, budget in enumerate((0.01, 0.02), start=1)
+    ],
+}
+
+
 def status(socket: Path, pid: int) -> wire.Status:
     return {
         "schema": "semcache.status/1",
@@ -146,7 +275,7 @@ def status(socket: Path, pid: int) -> wire.Status:
         "tiers": {"ram": {"used_bytes": 1, "limit_bytes": 2, "items": 1}},
         "outcomes": {"exact": 1, "miss": 3},
         "latency": {},
-        "semantic": {"policy": "threshold", "threshold": 0.95, "embedder": "x", "state": "ready", "reason": None},
+        "semantic": SEMANTIC,
         "counters": {},
         "warnings": [],
     }
@@ -177,6 +306,11 @@ class FakeDaemon:
             "/v1/semcache/requests": {"requests": [RECEIPT]},
             "/v1/semcache/entries": {"entries": [ENTRY]},
             "/v1/semcache/entries/e_1": ENTRY,
+            "/v1/semcache/explain": EXPLANATION,
+            "/v1/semcache/explain/req_1": EXPLANATION,
+            "/v1/semcache/feedback": FEEDBACK,
+            "/v1/semcache/audit": AUDITS,
+            "/v1/semcache/tune": TUNE,
             "/v1/semcache/clear": {"entries": 5, "blocks": 9},
             "/v1/semcache/check": {"ok": True, "fixed": False, "entries": 5, "blocks": 9, "bytes": 77, "problems": []},
             "/v1/semcache/models": {"models": [MODEL]},

@@ -15,7 +15,7 @@ import pytest
 from semcache import wire
 from semcache.cli.ask import CacheMode, Strategy
 from tests.cli.conftest import Semcache
-from tests.cli.fake_daemon import RECEIPT, FakeDaemon, error
+from tests.cli.fake_daemon import EXPLANATION, RECEIPT, FakeDaemon, error
 
 Process = Callable[..., "subprocess.Popen[str]"]
 
@@ -136,6 +136,33 @@ def test_explain(semcache: Semcache, daemon: FakeDaemon) -> None:
     assert ran.out == "Canberra.\u2028\n"
     for words in ("semantic", "0.9620", "match", "per_user", "e_1", "What is the capital of Australia?"):
         assert words in ran.err
+
+
+def test_explain_shows_what_was_considered(semcache: Semcache, daemon: FakeDaemon) -> None:
+    receipt = {**RECEIPT, "explain": EXPLANATION["candidates"]}
+    daemon.stream[-2] = {"choices": [], "usage": RECEIPT["usage"], "semcache": receipt}
+    ran = semcache("ask", "hi", "--explain")
+    assert daemon.seen[0][2]["explain"] is True
+    lines = ran.err.splitlines()
+    header = next(line for line in lines if line.lstrip().startswith("score  p(correct)  verdict"))
+    served, refused = lines[lines.index(header) + 1 :]
+    assert served.split()[:4] == ["0.9620", "0.9910", "served", "e_1"]
+    assert "names, question words  What is the capital of Australia? [31m" in served
+    assert served.endswith("a differently worded prompt is trusted to mean the same")
+    assert refused.split()[:4] == ["0.8740", "–", "refused", "e_2"]
+    assert refused.endswith("the prompts name different numbers")
+    daemon.replies["/v1/chat/completions"] = {"choices": [], "semcache": receipt}
+    ran = semcache("ask", "hi", "--explain", "--json")
+    assert json.loads(ran.out)["explain"] == json.loads(json.dumps(EXPLANATION["candidates"]))
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize(("passes", "words"), [(1, " in 1 pass"), (3, " in 3 passes"), (None, "")])
+def test_a_draft_tells_its_passes(semcache: Semcache, daemon: FakeDaemon, passes: int | None, words: str) -> None:
+    cache = {**RECEIPT["cache"], "outcome": "draft", "draft_tokens": 12, "draft_accepted": 11, "passes": passes}
+    daemon.stream[-2] = {"choices": [], "usage": RECEIPT["usage"], "semcache": {**RECEIPT, "cache": cache}}
+    assert f" · 11 of 12 draft tokens accepted{words} · " in semcache("ask", "hi", "--verbose").err
+    assert f"draft     11 of 12 draft tokens accepted{words}\n" in semcache("ask", "hi", "--explain").err
 
 
 def test_an_error_in_the_middle_keeps_what_came(semcache: Semcache, daemon: FakeDaemon) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from semcache import wire
 from semcache.cli import machine, render
+from semcache.cli.stats import semantic_line
 from tests.cli.conftest import Semcache
-from tests.cli.fake_daemon import MODEL, FakeDaemon, error
+from tests.cli.fake_daemon import MODEL, SEMANTIC, USER_STATS, FakeDaemon, error
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,11 @@ from tests.cli.fake_daemon import MODEL, FakeDaemon, error
         (["daemon", "status"], "/v1/semcache/status"),
         (["cache", "ls"], "/v1/semcache/entries"),
         (["cache", "show", "e_1"], "/v1/semcache/entries/e_1"),
+        (["stats", "--audits"], "/v1/semcache/audit"),
+        (["cache", "explain", "hi"], "/v1/semcache/explain"),
+        (["cache", "explain", "req_1"], "/v1/semcache/explain/req_1"),
+        (["cache", "mark-wrong", "req_1"], "/v1/semcache/feedback"),
+        (["cache", "tune"], "/v1/semcache/tune"),
         (["cache", "check"], "/v1/semcache/check"),
         (["cache", "clear", "--yes"], "/v1/semcache/clear"),
         (["model", "ls"], "/v1/semcache/models"),
@@ -31,7 +39,7 @@ from tests.cli.fake_daemon import MODEL, FakeDaemon, error
 def test_json_is_what_the_daemon_said(semcache: Semcache, daemon: FakeDaemon, command: list[str], path: str) -> None:
     ran = semcache(*command, "--json")
     assert ran.code == 0
-    assert json.loads(ran.out) == daemon.replies[path]
+    assert json.loads(ran.out) == json.loads(json.dumps(daemon.replies[path]))
     assert ran.err == ""
     text = semcache(*command)
     assert text.code == 0
@@ -53,10 +61,37 @@ def test_stats_table(semcache: Semcache, daemon: FakeDaemon) -> None:
     assert len(semcache("stats").out.splitlines()) == 4
 
 
-def test_ps(semcache: Semcache, daemon: FakeDaemon) -> None:
-    out = semcache("ps").out
+def test_stats_tell_the_wrong_hits_with_their_interval(semcache: Semcache, daemon: FakeDaemon) -> None:
+    assert semcache("stats").out.splitlines()[1].endswith("not audited yet")
+    audited = {**USER_STATS, "wrong_hits": {"audits": 150, "wrong": 2, "rate": 0.0133, "ci95": (0.0037, 0.0473)}}
+    daemon.replies["/v1/semcache/stats"] = {"schema": "semcache.stats/1", "total": audited, "users": [audited]}
+    assert semcache("stats").out.splitlines()[1].endswith("2/150 audited (0.37–4.7 %)")
+
+
+@pytest.mark.parametrize("command", [["ps"], ["daemon", "status"]])
+def test_status(semcache: Semcache, daemon: FakeDaemon, command: list[str]) -> None:
+    out = semcache(*command).out
     assert "1 running" in out
     assert "unloads in 9 min 41 s" in out
+    assert "verified: at most 1 % wrong per request, 2 % per hit · 0/38 audited (0–9.2 %) · 3 audits due" in out
+    assert "SUSPENDED" not in out
+    status = daemon.replies["/v1/semcache/status"]
+    daemon.replies["/v1/semcache/status"] = {**status, "semantic": {**SEMANTIC, "suspended": ["os:1000/ann", "global"]}}
+    out = semcache(*command).out
+    assert "SUSPENDED  semantic off for os:1000/ann, global: audits found too many wrong answers" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"policy": "threshold"}, "threshold ≥ 0.95 · 0/38 audited (0–9.2 %) · 3 audits due · embedder ready"),
+        ({"policy": "off", "due_audits": 0}, "off · embedder ready"),
+        ({"policy": "off", "due_audits": 0, "drafts": False, "state": "failed", "reason": "no files"},
+         "off · no drafts · embedder failed (no files)"),
+    ],
+)  # fmt: skip
+def test_the_semantic_line(changes: dict[str, Any], said: str) -> None:
+    assert semantic_line(cast("wire.SemanticStatus", {**SEMANTIC, **changes})) == said
 
 
 def test_cache_ls_sends_its_filters_and_shows_no_control_characters(semcache: Semcache, daemon: FakeDaemon) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from semcache import wire
-from semcache.errors import DaemonUnreachableError, SemcacheError
+from semcache.errors import DaemonUnreachableError, NotFoundError, SemcacheError
 
 NOW = datetime(2026, 11, 20, 11, 7, 31, tzinfo=UTC)
 
@@ -33,6 +33,7 @@ def receipt(
     error: str | None = None,
     drafted: tuple[int, int] = (0, 0),
     prefix_tokens: int = 0,
+    passes: int | None = None,
 ) -> wire.AskReceipt:
     """Request `number`; smaller numbers are older unless `seconds_ago` says otherwise."""
     reasons = {"exact": "identical", "semantic": "similar"}
@@ -50,7 +51,8 @@ def receipt(
             "outcome": outcome, "reason": reason or reasons.get(outcome, "no_candidate"), "strategy": "per_user",
             "scope": "user" if outcome != "miss" else None, "score": score, "entry": "e_01KA3" if matched else None,
             "matched_prompt": matched, "entry_age_s": 131.0 if matched else None, "prefix_tokens": prefix_tokens,
-            "draft_tokens": drafted[0], "draft_accepted": drafted[1], "stored": outcome not in ("exact", "semantic"),
+            "draft_tokens": drafted[0], "draft_accepted": drafted[1],
+            "passes": 0 if outcome in ("exact", "semantic") else passes, "stored": outcome not in ("exact", "semantic"),
         },
         "usage": {
             "prompt_tokens": 81, "completion_tokens": tokens, "total_tokens": 81 + tokens,
@@ -80,7 +82,8 @@ def day_of_requests() -> list[wire.AskReceipt]:
                 total=49.6),
         receipt(6, "exact", prompt=capital, matched=capital, ttft=3.1, total=9.8, tokens=9),
         receipt(5, "draft", prompt="What is the capital of Austria?", score=0.951, matched=capital, answer="Vienna.",
-                reason="policy:entity", drafted=(12, 11), ttft=24.0, total=61.0, prefix_tokens=64, user="os:1000/bob"),
+                reason="policy:entity", drafted=(12, 11), tokens=12, passes=3, ttft=24.0, total=61.0, prefix_tokens=64,
+                user="os:1000/bob"),
         receipt(4, "prefix", prompt=f"{french}, my dear", ttft=38.4, total=280.1, tokens=12, prefix_tokens=64),
         receipt(3, "miss", prompt="What is the largest city in Australia?", score=0.914, matched=capital,
                 reason="policy:threshold", user="os:1000/bob"),
@@ -92,6 +95,43 @@ def day_of_requests() -> list[wire.AskReceipt]:
 
 def latency(n: int, ttft_p50: float, ttft_p95: float, total_p50: float) -> wire.LatencyStatus:
     return {"n": n, "ttft_p50": ttft_p50, "ttft_p95": ttft_p95, "total_p50": total_p50, "total_p95": total_p50 * 2}
+
+
+def semantic(**changes: Any) -> wire.SemanticStatus:
+    made: wire.SemanticStatus = {
+        "policy": "verified", "threshold": 0.95, "max_error": 0.01, "max_hit_error": 0.02, "audit_rate": 0.05,
+        "equivalence": "text", "embedder": "minilm", "state": "ready", "reason": None, "audits": 38, "wrong": 0,
+        "rate": 0.0, "ci95": (0.0, 0.092), "due_audits": 3, "suspended": [], "drafts": True,
+    }  # fmt: skip
+    return cast("wire.SemanticStatus", {**made, **changes})
+
+
+def candidate(score: float, prompt: str, **changes: Any) -> wire.CandidateRow:
+    made: wire.CandidateRow = {
+        "entry": "e_01KA3", "scope": "user", "prompt": prompt, "answer": "Canberra.", "score": score,
+        "features": {"number": 0.0, "entity": 0.0}, "p_correct": None, "verdict": "refused",
+        "reason": "policy:threshold",
+    }  # fmt: skip
+    return cast("wire.CandidateRow", {**made, **changes})
+
+
+def scope_evidence(**changes: Any) -> wire.ScopeEvidence:
+    made: wire.ScopeEvidence = {
+        "scope": "user", "user": "os:1000/bob", "state": "learning", "requests": 310, "labels": 41, "served": 22,
+        "audits": 22, "wrong": 0, "rate": 0.0, "ci95": (0.0, 0.149), "threshold": None,
+        "words": "128 more clean audits until it may serve within 2 %",
+    }  # fmt: skip
+    return cast("wire.ScopeEvidence", {**made, **changes})
+
+
+def explanation(*candidates: wire.CandidateRow, **changes: Any) -> wire.Explanation:
+    made: wire.Explanation = {
+        "schema": wire.EXPLAIN_SCHEMA, "prompt": "What is the capital of Austria?", "user": "os:1000/bob",
+        "strategy": "per_user", "policy": "verified", "outcome": "draft", "reason": "policy:entity",
+        "candidates": list(candidates), "donor": "e_01KA3", "prefix_tokens": 64, "max_error": 0.01,
+        "max_hit_error": 0.02, "threshold": 0.95, "evidence": [scope_evidence()],
+    }  # fmt: skip
+    return cast("wire.Explanation", {**made, **changes})
 
 
 def status(**changes: Any) -> wire.Status:
@@ -116,7 +156,7 @@ def status(**changes: Any) -> wire.Status:
             "draft": latency(90, 24.0, 41.2, 61.0), "prefix": latency(187, 38.4, 77.0, 280.1),
             "miss": latency(190, 151.2, 402.9, 1240.5), "all": latency(1000, 14.0, 310.0, 210.0),
         },
-        "semantic": {"policy": "threshold", "threshold": 0.95, "embedder": "minilm", "state": "ready", "reason": None},
+        "semantic": semantic(),
         "counters": {"evictions": 12, "damaged_blocks": 0}, "warnings": [],
     }  # fmt: skip
     return cast("wire.Status", {**made, **changes})
@@ -160,6 +200,21 @@ class FixedSource:
         self.asked: list[Mapping[str, Any]] = []
         self.parts: asyncio.Queue[Part | SemcacheError | None] = asyncio.Queue()
         self.num_streams_closed = 0
+        self.explanations = {
+            "req_005": explanation(
+                candidate(0.951, "What is the capital of Australia?", p_correct=0.412, reason="policy:entity",
+                          features={"number": 0.0, "entity": 1.0}),
+                candidate(0.874, "What is the largest city in Australia?", p_correct=0.081, reason="policy:unlikely"),
+            )
+        }  # fmt: skip
+        self.marked: list[tuple[str, str]] = []
+        self.marking: wire.FeedbackResult | SemcacheError = {
+            "request": "req_007",
+            "entry": "e_01KA3",
+            "verdict": "wrong",
+            "removed": True,
+            "negative_pair": True,
+        }
         self._events: asyncio.Queue[tuple[str, dict[str, Any]] | None] = asyncio.Queue()
 
     def go_away(self) -> None:
@@ -207,3 +262,16 @@ class FixedSource:
                 yield part
         finally:
             self.num_streams_closed += 1
+
+    async def explained(self, request_id: str) -> wire.Explanation:
+        self._check()
+        if request_id not in self.explanations:
+            raise NotFoundError(f"no request {request_id!r} is remembered")
+        return self.explanations[request_id]
+
+    async def feedback(self, marked_id: str, verdict: str) -> wire.FeedbackResult:
+        self._check()
+        self.marked.append((marked_id, verdict))
+        if isinstance(self.marking, SemcacheError):
+            raise self.marking
+        return self.marking

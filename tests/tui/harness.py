@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -48,6 +49,12 @@ class Top:
         await self.pilot.press(*keys)
         await self.pilot.pause()
 
+    async def type_ahead(self, *keys: str) -> None:
+        """All keys at once, as a terminal hands over what was typed while the app was busy."""
+        for key in keys:
+            self.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await self.pilot.pause()
+
     async def poll(self) -> None:
         before = self.source.num_polls
         await self.press("R")
@@ -82,7 +89,7 @@ async def running_top(
     """The app after its first poll; further polls come only from `R`."""
     source = source or FixedSource()
     app = TopApp(source, interval_s=60, readonly=readonly, clock=lambda: NOW)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         for field in app.screen.query(Input):
             field.cursor_blink = False
         top = Top(app, pilot, source)

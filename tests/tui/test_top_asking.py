@@ -8,6 +8,7 @@ import pytest
 from textual.widgets import Input
 
 from semcache.errors import BusyError
+from semcache.tui.requests import RequestTable
 from semcache.tui.screenshot import save_screenshot
 from tests.tui.fixed_source import FixedSource, receipt
 from tests.tui.harness import NARROW, running_top
@@ -115,3 +116,15 @@ async def test_picture_without_a_terminal(tmp_path: Path) -> None:
     svg = path.read_text(encoding="utf-8")
     assert svg.startswith("<svg")
     assert "semantic" in svg
+
+
+async def test_keys_typed_ahead_belong_to_the_prompt() -> None:
+    async with running_top() as top:
+        await top.type_ahead("a", *"quaprR")
+        await top.until(condition=lambda: top.app.screen.query_one("#prompt", Input).value == "quaprR")
+
+
+async def test_keys_typed_ahead_belong_to_the_filter() -> None:
+    async with running_top() as top:
+        await top.type_ahead("slash", *"paris", "enter")
+        await top.until(condition=lambda: top.app.screen.query_one(RequestTable).filter.text == "paris")

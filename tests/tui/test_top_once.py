@@ -13,7 +13,7 @@ from semcache.tui import units
 from semcache.tui.app import rate_between, run_top
 from semcache.tui.once import print_once
 from semcache.tui.request_log import RequestLog
-from tests.tui.fixed_source import FixedSource, receipt, status
+from tests.tui.fixed_source import FixedSource, receipt, semantic, status
 from tests.tui.harness import SNAPSHOTS, UPDATE
 
 
@@ -34,11 +34,19 @@ async def test_plain_text_before_anything_was_asked() -> None:
     assert 'no requests yet; ask with: semcache ask "hello"' in out.getvalue()
 
 
+async def test_a_suspended_scope_is_a_warning() -> None:
+    source, out = FixedSource(), io.StringIO()
+    source.status_now = status(semantic=semantic(suspended=["global"]), warnings=["the disk is full"])
+    await print_once(source, out, as_json=False)
+    assert "\nwarning: semantic off for global: " in out.getvalue()
+    assert "\nwarning: the disk is full\n" in out.getvalue()
+
+
 async def test_json() -> None:
     source, out = FixedSource(), io.StringIO()
     await print_once(source, out, as_json=True)
     assert json.loads(out.getvalue()) == {
-        "status": source.status_now,
+        "status": json.loads(json.dumps(source.status_now)),
         "stats": json.loads(json.dumps(source.stats_now)),
         "requests": source.requests_now,
     }

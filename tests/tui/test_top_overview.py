@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from semcache.errors import DaemonUnreachableError, ProtocolError
-from tests.tui.fixed_source import FixedSource, latency, receipt, stats, status
+from semcache.tui.panels import semantic as semantic_line
+from tests.tui.fixed_source import FixedSource, latency, receipt, semantic, stats, status
 from tests.tui.harness import NARROW, WIDE, running_top
 
 
@@ -36,12 +37,12 @@ async def test_unknown_is_a_dash_and_wrong_hits_are_not_claimed() -> None:
     async with running_top(source) as top:
         assert "–" in top.row("● exact")
         assert "0.0 %" not in top.row("● exact")
-        assert "not measured yet" in top.text
+        assert "not audited" in top.text
         measured = {"audits": 150, "wrong": 2, "rate": 0.0133, "ci95": (0.0016, 0.0473)}
         source.stats_now = stats(wrong_hits=measured)
         source.status_now = status(latency={"exact": latency(1, 12_345.0, 0.04, 99.96)})
         await top.poll()
-        await top.until("1.3 % (0.2–4.7) of 150", "12.3 s", "0.0 ms", "100 ms")
+        await top.until("2/150 (0.16–4.7 %)", "12.3 s", "0.0 ms", "100 ms")
 
 
 async def test_header_follows_the_model() -> None:
@@ -114,3 +115,40 @@ async def test_users_in_place_of_requests() -> None:
         assert "Requests" not in top.text
         await top.press("down", "enter")
         await top.until("filter user:os:1000/bob (3 of 8)")
+
+
+async def test_how_far_other_wordings_are_trusted() -> None:
+    async with running_top() as top:
+        assert "semantic verified · 0/38 audited (0–9.2 %) · 3 due" in top.text
+        top.source.status_now = status(semantic=semantic(policy="off"))
+        await top.poll()
+        await top.until("─ semantic off ─")
+
+
+@pytest.mark.parametrize(
+    ("width", "changes", "said"),
+    [
+        (90, {}, "semantic verified · budgets 1 %, 2 % · 0/38 audited (0–9.2 %) · 3 due"),
+        (50, {}, "semantic verified · 0/38 audited (0–9.2 %) · 3 due"),
+        (46, {}, "semantic verified · 0/38 (0–9.2 %) · 3 due"),
+        (1, {}, "semantic verified · 0/38 (0–9.2 %)"),
+        (90, {"audits": 0, "ci95": None, "rate": None, "due_audits": 0},
+         "semantic verified · budgets 1 %, 2 % · not audited yet"),
+        (90, {"policy": "threshold", "wrong": 5, "ci95": (0.05, 0.3)},
+         "semantic ≥ 0.95 · 5/38 audited (5–30 %) · 3 due"),
+    ],
+)  # fmt: skip
+def test_the_semantic_line_fits(width: int, changes: dict[str, object], said: str) -> None:
+    assert semantic_line(semantic(**changes), width) == said
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=lambda size: "{}x{}".format(*size))
+async def test_a_suspended_scope_is_told_before_any_warning(size: tuple[int, int]) -> None:
+    source = FixedSource()
+    source.status_now = status(warnings=["port 8642 is taken"], semantic=semantic(suspended=["os:1000/bob", "global"]))
+    async with running_top(source, size=size) as top:
+        await top.until("⚠ semantic off for os:1000/bob, global: audits found too many wrong")
+        source.status_now = status(warnings=["port 8642 is taken"])
+        await top.poll()
+        await top.until("⚠ port 8642 is taken")
+        assert "semantic off for" not in top.text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from textual.widgets import Input
 
+from semcache.tui.candidates import candidates
 from semcache.tui.detail import detail, word_diff
 from semcache.tui.requests import RequestTable
-from tests.tui.fixed_source import FixedSource, day_of_requests, receipt
+from tests.tui.fixed_source import FixedSource, candidate, day_of_requests, explanation, receipt, semantic, status
 from tests.tui.harness import NARROW, Top, running_top
 
 
@@ -149,6 +151,17 @@ async def test_details() -> None:
         assert table(top).cursor_key == "req_005"
 
 
+async def test_details_say_what_was_considered() -> None:
+    async with running_top(size=(120, 45)) as top:
+        await top.press("down", "down", "down", "enter")
+        await top.until("considered", "0.951  p 0.412", "refused: the prompts name different things · differs in names")
+        assert "What is the capital of Australia?" in top.row("p 0.412")
+        assert "user scope: learning · 0/22 audited (0–15 %)" in top.text
+        await top.press("escape", "up", "enter")  # nothing is remembered of that one
+        await top.until("the identical request was answered before")
+        assert "considered" not in top.text
+
+
 async def test_details_of_a_running_request_go_on() -> None:
     async with running_top(size=NARROW) as top:
         await top.press("enter")
@@ -159,6 +172,45 @@ async def test_details_of_a_running_request_go_on() -> None:
         top.source.push(done)
         await top.until("A captain hunts a whale.")
         assert "answer so far" not in top.text
+
+
+async def test_the_score_stands_beside_a_fixed_threshold() -> None:
+    async with running_top() as top:
+        top.source.status_now = status(semantic=semantic(policy="threshold"))
+        await top.poll()
+        await top.press("down", "enter")
+        await top.until("0.962  0.8 ├", "threshold 0.950")
+
+
+async def test_what_was_considered_comes_when_the_request_ends() -> None:
+    async with running_top(size=(120, 45)) as top:
+        top.source.explanations["req_008"] = explanation(candidate(0.93, "What is Moby Dick about?", p_correct=0.9))
+        await top.press("enter")
+        await top.until("answer so far")
+        assert "considered" not in top.text
+        done = day_of_requests()[0]
+        done["state"] = "finished"
+        top.source.push(done)
+        await top.until("considered", "What is Moby Dick about?")
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_candidates_fit_their_width(width: int) -> None:
+    rows = [
+        candidate(0.99, "short", verdict="served", reason="similar", p_correct=0.995),
+        candidate(0.9, "a very long prompt " * 20, reason="policy:number", features={"number": 1.0, "entity": 1.0}),
+    ]
+    said = candidates(explanation(*rows, evidence=[]), width)
+    assert max(len(line) for line in said.plain.splitlines()) <= width
+    words = " ".join(said.plain.split())
+    assert "✔ 0.990 p 0.995 short" in words
+    assert "served: a differently worded prompt is trusted to mean the same" in words
+    assert "refused: the prompts name different numbers · differs in numbers, names" in words
+
+
+def test_no_candidates_take_no_room() -> None:
+    assert candidates(explanation(), 80).plain == ""
+    assert "considered" not in detail(receipt(1), None, 80, explanation()).plain
 
 
 def test_word_diff_marks_both_sides() -> None:
