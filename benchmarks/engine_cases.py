@@ -1,0 +1,272 @@
+"""What is asked of every system, in which order, and which answers must be the same.
+
+Arms take turns within a repeat, on a prompt that no system has seen, so that what drifts drifts for all of them. Only
+our own system can forget what it has in RAM, so only it is measured from disk and after a restart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.peers.answer import Answer, System
+from benchmarks.peers.memory import peak_memory
+from benchmarks.peers.ours import Ours, Setup
+from benchmarks.peers.restart import ask_after_restart
+from benchmarks.peers.stock import Generate
+
+OFF = "semcache_off"  # our engine without look-up and without writes
+SHARED_TOKENS = 64  # the short prefix, and what follows the long one
+WARM_TOKENS = 8  # answers of warm requests: enough to compare
+NUM_WARM = 5  # warm requests are short, so there are more of them in a repeat
+NUM_GAP_STREAMS = 4
+
+Prompt = Sequence[int]
+Ask = Callable[[], list[Answer]]
+
+
+class Key(NamedTuple):
+    system: str
+    case: str
+    prompt_tokens: int
+    streams: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One time that a system was asked; `streams` answers."""
+
+    answers: list[Answer]
+    peak_mb: float | None
+
+
+@dataclass
+class Seen:
+    """Everything of one row."""
+
+    samples: list[Sample] = field(default_factory=list)
+    through_kv: list[Answer] = field(default_factory=list)
+    num_compared: int = 0
+    margins: list[float] = field(default_factory=list)  # of answers that differ, at the first token that does
+    gaps_ms: list[float] = field(default_factory=list)
+    chunk_and_step_ms: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in tokens."""
+
+    prompt_tokens: tuple[int, ...]
+    streams: tuple[int, ...]
+    stream_prompt_tokens: int
+    answer_tokens: int
+    gap_prompt_tokens: int  # 0: not measured
+    repeats: int
+
+    @property
+    def context_tokens(self) -> int:
+        longest = max(*self.prompt_tokens, self.stream_prompt_tokens, self.gap_prompt_tokens)
+        return longest + SHARED_TOKENS + self.answer_tokens
+
+    @property
+    def slots(self) -> int:
+        return max(*self.streams, NUM_GAP_STREAMS + 1)
+
+
+class Bench:
+    """The systems, and what was seen of them."""
+
+    def __init__(
+        self, plan: Plan, setup: Setup, home: Path, ours: Ours, generate: Generate, peers: Sequence[System], *,
+        num_threads: int, say: Callable[[str], None], seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self.seen: defaultdict[Key, Seen] = defaultdict(Seen)
+        self._setup = setup
+        self._home = home
+        self._ours = ours
+        self._generate = generate
+        self._peers = peers
+        self._num_threads = num_threads
+        self._say = say
+        self._rng = random.Random(seed)
+
+    def run(self) -> None:
+        """A first round that is not counted, then all repeats."""
+        self._say("warming up")
+        self._prompts(0, min(self.plan.prompt_tokens), from_disk=False)
+        if self.plan.streams:
+            self._streams(0)
+        self.seen.clear()
+        for repeat in range(self.plan.repeats):
+            for num_tokens in self.plan.prompt_tokens:
+                self._say(f"repeat {repeat + 1} of {self.plan.repeats}: {num_tokens} tokens")
+                self._prompts(repeat, num_tokens)
+            self._say(f"repeat {repeat + 1} of {self.plan.repeats}: streams")
+            self._streams(repeat)
+            if self.plan.gap_prompt_tokens:
+                self._gaps()
+
+    # One prompt: cold, again, longer, mostly another, from disk, after a restart
+
+    def _prompts(self, repeat: int, num_tokens: int, *, from_disk: bool = True) -> None:
+        ours, num_answer = self._ours, self.plan.answer_tokens
+        prompt = self._fresh(num_tokens)
+        longer = [*prompt, *self._fresh(SHARED_TOKENS)]
+        mostly_new = [*prompt[:SHARED_TOKENS], *self._fresh(num_tokens - SHARED_TOKENS)]
+        sampled = ours.ask([prompt], WARM_TOKENS, sampled=True, cache=False)  # the answer that warm requests must give
+        keys = {
+            name: Key(name, "miss" if name == ours.name else "cold", num_tokens, 1)
+            for name in ("generate", OFF, ours.name, *(peer.name for peer in self._peers))
+        }
+        asks: dict[str, Ask] = {
+            "generate": partial(self._generate.ask, [prompt], num_answer),
+            OFF: partial(ours.ask, [prompt], num_answer, cache=False),
+            ours.name: partial(ours.ask, [prompt], num_answer),
+            **{peer.name: partial(peer.ask, [prompt], num_answer) for peer in self._peers},
+        }
+        given = self._in_turn(repeat, {keys[name]: ask for name, ask in asks.items()})
+        stock = given[keys["generate"]]
+        for name in (OFF, ours.name):
+            self._compare(keys[name], [prompt], given[keys[name]], stock)
+
+        self._again(prompt, sampled)
+        self._longer(repeat, longer)
+        self._mostly_new(repeat, mostly_new)
+        if from_disk:
+            self._from_disk(prompt, sampled)
+
+    def _again(self, prompt: Prompt, expected: list[Answer]) -> None:
+        key = Key(self._ours.name, "warm_ram", len(prompt), 1)
+        for _ in range(NUM_WARM):
+            ask = partial(self._ours.ask, [prompt], WARM_TOKENS, sampled=True, store=False)
+            answers = self._record(key, ask)
+            self._compare(key, [prompt], answers, expected)
+            through = ask(stored_logits=False)
+            self.seen[key].through_kv += through
+            self._compare(key, [prompt], through, expected)
+        for peer in self._peers:
+            for _ in range(NUM_WARM):
+                key = Key(peer.name, "warm_ram", len(prompt), 1)
+                self._record(key, partial(peer.ask, [prompt], WARM_TOKENS, sampled=True))
+
+    def _longer(self, repeat: int, prompt: Prompt) -> None:
+        """The whole earlier prompt and something behind it; against the same prompt from nothing."""
+        shared = Key(self._ours.name, "shared_prefix", len(prompt), 1)
+        asks: dict[Key, Ask] = {
+            Key("generate", "cold", len(prompt), 1): partial(self._generate.ask, [prompt], WARM_TOKENS),
+            Key(OFF, "cold", len(prompt), 1): partial(self._ours.ask, [prompt], WARM_TOKENS, cache=False),
+        }
+        given = self._in_turn(repeat, asks)
+        for _ in range(NUM_WARM):
+            answers = self._record(shared, partial(self._ours.ask, [prompt], WARM_TOKENS, store=False))
+            self._compare(shared, [prompt], answers, given[Key(OFF, "cold", len(prompt), 1)])
+        for peer in self._peers:
+            self._record(Key(peer.name, "shared_prefix", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
+
+    def _mostly_new(self, repeat: int, prompt: Prompt) -> None:
+        """A short prefix was seen: what it saves must not cost more than it does."""
+        key = Key(self._ours.name, "shared_64", len(prompt), 1)
+        plain = Key(OFF, "shared_64", len(prompt), 1)
+        given = self._in_turn(
+            repeat,
+            {
+                key: partial(self._ours.ask, [prompt], WARM_TOKENS, store=False),
+                plain: partial(self._ours.ask, [prompt], WARM_TOKENS, cache=False),
+            },
+        )
+        self._compare(key, [prompt], given[key], given[plain])
+        for peer in self._peers:
+            self._record(Key(peer.name, "shared_64", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
+
+    def _from_disk(self, prompt: Prompt, expected: list[Answer]) -> None:
+        """Out of files that have left the page cache; and in a new process, with the page cache as it is."""
+        ours = self._ours
+        disk, restart = (Key(ours.name, case, len(prompt), 1) for case in ("warm_disk", "restart"))
+        for has_logits in (True, False):
+            ours.close_store(drop_page_cache=True)
+            ours.open_store()
+
+            ask = partial(ours.ask, [prompt], WARM_TOKENS, sampled=True, store=False, stored_logits=has_logits)
+            if has_logits:
+                answers = self._record(disk, ask)
+            else:
+                answers = ask()
+                self.seen[disk].through_kv += answers
+            self._compare(disk, [prompt], answers, expected)
+        ours.close_store(drop_page_cache=False)
+        try:
+            answer = ask_after_restart(self._setup, self._home, prompt, WARM_TOKENS, num_threads=self._num_threads)
+        finally:
+            ours.open_store()
+        self.seen[restart].samples.append(Sample([answer], None))
+        self._compare(restart, [prompt], [answer], expected)
+
+    # Several at once
+
+    def _streams(self, repeat: int) -> None:
+        """The same prompts one at a time and so many at once, nothing stored; the tokens must be the same."""
+        plan, num_tokens = self.plan, self.plan.stream_prompt_tokens
+        prompts = [self._fresh(num_tokens) for _ in range(max(plan.streams))]
+        alone = [
+            answer
+            for prompt in prompts
+            for answer in self._record(
+                Key(self._ours.name, "miss", num_tokens, 1),
+                partial(self._ours.ask, [prompt], plan.answer_tokens, store=False),
+            )
+        ]
+        for num_streams in plan.streams:
+            if num_streams == 1:
+                continue
+            for first in range(0, len(prompts), num_streams):
+                some, expected = prompts[first : first + num_streams], alone[first : first + num_streams]
+                ours = Key(self._ours.name, "miss", num_tokens, num_streams)
+                asks: dict[Key, Ask] = {ours: partial(self._ours.ask, some, plan.answer_tokens, store=False)}
+                for peer in self._peers:
+                    key = Key(peer.name, "cold", num_tokens, num_streams)
+                    asks[key] = partial(peer.ask, some, plan.answer_tokens)
+                for key, answers in self._in_turn(repeat, asks).items():
+                    self._compare(key, some, answers, expected)
+
+    def _gaps(self) -> None:
+        """How long running streams wait for each other's next token while a long prompt is computed beside them."""
+        num_tokens = self.plan.gap_prompt_tokens
+        short = [self._fresh(self.plan.stream_prompt_tokens) for _ in range(NUM_GAP_STREAMS)]
+        long = self._fresh(num_tokens)
+        seen = self.seen[Key(self._ours.name, "miss", num_tokens, NUM_GAP_STREAMS)]
+        seen.chunk_and_step_ms.append(self._ours.chunk_and_step_ms(short, long))
+        # A decode step follows every chunk, so streams this long run until the end of the prompt.
+        num_chunks = -(-num_tokens // self._ours.engine.prefill_chunk_tokens)
+        room = self._ours.engine.info.context_tokens - self.plan.stream_prompt_tokens
+        seen.gaps_ms += self._ours.gaps_ms(short, long, min(room, 2 * num_chunks))
+
+    # Helpers of the above
+
+    def _fresh(self, num_tokens: int) -> list[int]:
+        return [self._rng.randrange(self._ours.engine.info.vocab_size) for _ in range(num_tokens)]
+
+    def _in_turn(self, repeat: int, asks: dict[Key, Ask]) -> dict[Key, list[Answer]]:
+        """Ask each once; another one begins in each repeat."""
+        order = list(asks)
+        start = repeat % len(order)
+        return {key: self._record(key, asks[key]) for key in (*order[start:], *order[:start])}
+
+    def _record(self, key: Key, ask: Ask) -> list[Answer]:
+        with peak_memory(self._setup.device) as peak:
+            answers = ask()
+        self.seen[key].samples.append(Sample(answers, peak.mb))
+        return answers
+
+    def _compare(self, key: Key, prompts: Sequence[Prompt], ours: list[Answer], expected: list[Answer]) -> None:
+        """Count answers that differ from the expected ones, with the margin that the stock model sees between them."""
+        for prompt, answer, other in zip(prompts, ours, expected, strict=True):
+            if answer.tokens and other.tokens:
+                self.seen[key].num_compared += 1
+                margin = self._generate.margin(prompt, answer.tokens, other.tokens)
+                self.seen[key].margins += [margin] if margin is not None else []

@@ -1,0 +1,43 @@
+"""What a figure was measured on: the `machine` object of every benchmark's JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, memory, software versions and load; `device` is the torch device that computes."""
+    import torch
+    import transformers
+
+    import semcache
+
+    is_cuda = torch.device(device).type == "cuda"
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "load_1m": round(os.getloadavg()[0], 2),  # above the number of cores, times say little and ratios more
+        "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
+        "cuda": torch.version.cuda if is_cuda else None,
+        "threads": torch.get_num_threads(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "semcache": semcache.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
