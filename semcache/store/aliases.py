@@ -96,6 +96,7 @@ class Aliases:
                 self._change(
                     "UPDATE aliases SET hits = hits + 1, last_used_at = max(last_used_at, ?) WHERE number = ?",
                     (self._clock(), row["number"]),
+                    waits=False,
                 )
             return entry
         return None
@@ -119,8 +120,8 @@ class Aliases:
         self._change("DELETE FROM aliases WHERE number = ?", (row["number"],))
         return False
 
-    def _change(self, sql: str, params: Params) -> int:
-        with self._incidents.writing("alias"), self._db.transaction() as connection:
+    def _change(self, sql: str, params: Params, *, waits: bool = True) -> int:
+        with self._incidents.writing("alias"), self._db.transaction(waits=waits) as connection:
             return connection.execute(sql, params).rowcount
         return 0
 
@@ -174,6 +175,8 @@ def _problem_of(row: sqlite3.Row) -> tuple[str, str, str] | None:
         return "damaged_alias", str(row["entry_id"]), "checksum does not match"
     if row["entry_scope"] != row["scope"]:
         return "orphan_alias", row["entry_id"], "its entry is gone"
+    if row["size_bytes"] != _from_row(row).size_bytes:  # no reader looks at it, but the disk budget counts it
+        return "damaged_alias", str(row["entry_id"]), "its size is not what it says"
     return None
 
 

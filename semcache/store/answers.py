@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from semcache.store.aliases import Aliases
-from semcache.store.database import Database
+from semcache.store.database import Database, batches
 from semcache.store.entries import Entries, Entry
 from semcache.store.incidents import Incidents
+from semcache.store.pins import Pins
 from semcache.store.vectors import Partition, VectorIndex, unit
 
 
@@ -27,6 +28,7 @@ class Answers:
         db: Database,
         entries: Entries,
         aliases: Aliases,
+        pins: Pins,
         incidents: Incidents,
         clock: Callable[[], float],
         ttl_s: float,
@@ -34,6 +36,7 @@ class Answers:
         self._db = db
         self.entries = entries
         self._aliases = aliases
+        self._pins = pins
         self._vectors = VectorIndex(entries.vectors)
         self._incidents = incidents
         self._clock = clock
@@ -70,10 +73,10 @@ class Answers:
         """Whether `nearest` could find anything, rows not verified."""
         return self._vectors.has(scope, partition)
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Entry, blocks: Sequence[str]) -> None:
         """Keep an answer in place of older ones to the same request, whose aliases it inherits if it says the same.
 
-        May raise sqlite3.Error.
+        `blocks` are the names of its prompt's KV blocks. May raise sqlite3.Error.
         """
         if entry.vector is not None and (entry.embedder is None or unit(entry.vector) is None):
             self._refused(entry, "its vector has no direction or no embedder")
@@ -85,6 +88,7 @@ class Answers:
         with self._db.transaction() as connection:
             aliases = self._aliases.inherited(connection, entry)
             replaced = self.entries.insert(connection, entry)
+            self._pins.note(connection, entry.id, blocks)
             gone = {entry_id for _, entry_id in replaced}
             self._aliases.move(connection, [row for row in aliases if row["entry_id"] in gone], entry)
         self.unindex(replaced)
@@ -97,9 +101,12 @@ class Answers:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows and their vectors; returns how many there were."""
-        deleted = self.entries.delete(ids)
-        self.unindex(deleted)
-        return len(deleted)
+        num = 0
+        for batch in batches(ids):
+            deleted = self.entries.delete(batch)
+            self.unindex(deleted)
+            num += len(deleted)
+        return num
 
     def unindex(self, dropped: Sequence[tuple[str, str]]) -> None:
         for scope, entry_id in dropped:

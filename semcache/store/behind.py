@@ -77,6 +77,11 @@ class WriteBehind:
             block = self._waiting.get(key.hash)
             return block.stored if block is not None and block.key == key else None
 
+    def children(self, parent: str) -> list[BlockKey]:
+        """Keys of what waits behind this block."""
+        with self._changed:
+            return [block.key for block in self._waiting.values() if block.key.parent == parent]
+
     def discard(self, concerns: Callable[[Owner], bool]) -> int:
         """Forget what waits for these owners; one that is being written is waited for. Returns how many."""
         with self._changed:
@@ -84,13 +89,19 @@ class WriteBehind:
             for block in gone:
                 self._drop(block)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._writing is None or not concerns(self._writing.owner))
+            writing = self._writing
+            if writing is not None and concerns(writing.owner):
+                self._changed.wait_for(lambda: self._writing is not writing)
         return len(gone)
 
     def flush(self) -> None:
-        """Wait until everything that waits now or meanwhile is written or refused."""
+        """Wait until everything that waits now is written or refused; what comes meanwhile is not waited for."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and self._writing is None)
+            mine = [*self._waiting.values(), *([self._writing] if self._writing is not None else [])]
+            self._changed.wait_for(lambda: not any(self._is_pending(block) for block in mine))
+
+    def _is_pending(self, block: Unwritten) -> bool:
+        return self._writing is block or self._waiting.get(block.key.hash) is block
 
     def close(self) -> None:
         """Write what waits, then take nothing more."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import Blocks
-from semcache.store.database import Database
-from semcache.store.evict import Candidate, Rank, Use, bytes_to_free, choose_answers, choose_blocks
+from semcache.store.database import Database, batches
+from semcache.store.evict import Bytes, Candidate, Rank, Use, bytes_to_free, choose_answers, choose_blocks
 from semcache.store.incidents import Incidents
+from semcache.store.pins import Pins
 from semcache.store.rows import number
 from semcache.store.tiers import Tiers
-
-# Rows per transaction: short enough that a look-up waits a few milliseconds for the lock, not for a whole eviction.
-BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class DiskBudget:
         db: Database,
         answers: Answers,
         aliases: Aliases,
+        pins: Pins,
         tiers: Tiers,
         blocks: Blocks,
         incidents: Incidents,
@@ -48,6 +48,7 @@ class DiskBudget:
         self._db = db
         self._answers = answers
         self._aliases = aliases
+        self._pins = pins
         self._tiers = tiers
         self._blocks = blocks
         self._incidents = incidents
@@ -64,18 +65,28 @@ class DiskBudget:
             self._user_bytes = {str(row[0]): int(number(row[1])) for row in rows}
             self._total_bytes = sum(self._user_bytes.values())
 
-    def added(self, user: str, size_bytes: int) -> bool:
-        """Note a write; True when something must go now."""
+    def added(self, user: str, size_bytes: int, now_s: float) -> None:
+        """Note a write, and let go what must go now: of everybody's, or of a user's who alone has too much."""
         with self._lock:
             self._total_bytes += size_bytes
             self._user_bytes[user] = self._user_bytes.get(user, 0) + size_bytes
-            return self._total_bytes > self._limits.total_bytes or 0 < self._limits.user_bytes < self._user_bytes[user]
+            is_full = self._total_bytes > self._limits.total_bytes
+            is_over = 0 < self._limits.user_bytes < self._user_bytes[user]
+        if is_full:
+            self.evict(now_s)
+        elif is_over:
+            self._evict_of(user, now_s)
+
+    def pin(self, entry_id: str, *, pinned: bool) -> bool:
+        """Pin or unpin as `Pins.change` does, between two evictions: one under way has chosen its victims already."""
+        with self._evicting:
+            return self._pins.change(entry_id, pinned=pinned)
 
     def evict(self, now_s: float) -> int:
         """Let go what is expired and what is over a limit; returns how many rows. One thread at a time, others skip."""
-        if not self._evicting.acquire(blocking=False):
-            return 0
-        try:
+        with self._alone() as is_first:
+            if not is_first:
+                return 0
             num = self._purge_expired(now_s)
             self.refresh()
             num += self._shrink(None, self._limits.total_bytes)
@@ -86,27 +97,60 @@ class DiskBudget:
             if num:
                 self.refresh()
             return num
+        return 0
+
+    def _evict_of(self, user: str, now_s: float) -> None:
+        """The same for one user: it happens every few writes of a user at the quota, so nothing of others is read."""
+        with self._alone() as is_first:
+            if not is_first:
+                return
+            self._purge_expired(now_s, user)
+            self._shrink(user, self._limits.user_bytes)
+            used = self._used(user)
+            with self._lock:
+                self._total_bytes += used.answers + used.blocks - self._user_bytes.get(user, 0)
+                self._user_bytes[user] = used.answers + used.blocks
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether nobody else evicts; a database that refuses ends the eviction."""
+        if not self._evicting.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield True
         except sqlite3.Error as error:
             self._incidents.failure("write_failures", "eviction", error)
-            return 0
         finally:
             self._evicting.release()
 
-    def _purge_expired(self, now_s: float) -> int:
-        ids = self._answers.entries.ids("expires_at IS NOT NULL AND expires_at <= ?", (now_s,))
-        num = self._drop_entries(ids, "expired_entries")
-        return num + self._drop_blocks([row.hash for row in self._blocks.expired(now_s)], "expired_blocks")
+    def _purge_expired(self, now_s: float, user: str | None = None) -> int:
+        mine, params = _owned(user)
+        where = f"pinned = 0 AND expires_at IS NOT NULL AND expires_at <= ? AND {mine}"
+        num = self._drop_entries(self._answers.entries.ids(where, (now_s, *params)), "expired_entries")
+        blocks = self._blocks.expired(now_s, mine, params)
+        return num + self._drop_blocks([row.hash for row in blocks], "expired_blocks")
+
+    def _used(self, user: str | None) -> Bytes:
+        mine, params = _owned(user)
+        answers = self._sum("entries", mine, params) + self._sum("aliases", mine, params)
+        return Bytes(answers, self._sum("blocks", mine, params))
 
     def _shrink(self, user: str | None, limit_bytes: int) -> int:
-        mine, params = ("1", ()) if user is None else ("user = ?", (user,))
-        answer_bytes = self._sum("entries", mine, params) + self._sum("aliases", mine, params)
-        budget = bytes_to_free(limit_bytes, answer_bytes, self._sum("blocks", mine, params))
+        mine, params = _owned(user)
+        pinned = Bytes(
+            self._sum("entries", f"pinned = 1 AND {mine}", params),
+            self._sum("blocks", f"{mine} AND hash IN (SELECT hash FROM pinned_blocks)", params),  # noqa: S608
+        )
+        free = bytes_to_free(limit_bytes, self._used(user), pinned)
         num = 0
-        if budget.answer_bytes:
-            num += self._drop_answers(budget.answer_bytes, mine, params)
-        if budget.block_bytes:
+        if free.answers:
+            num += self._drop_answers(free.answers, mine, params)
+        if free.blocks:
             candidates = self._blocks_in_order(user)
-            num += self._drop_blocks(choose_blocks(candidates, budget.block_bytes), "evicted_blocks")
+            # A block that is another's parent may be of another user than its children.
+            children = None if user is None else self._blocks.num_children([block.hash for block in candidates])
+            num += self._drop_blocks(choose_blocks(candidates, free.blocks, children), "evicted_blocks")
         return num
 
     def _drop_answers(self, free_bytes: int, mine: str, params: Sequence[Any]) -> int:
@@ -128,32 +172,36 @@ class DiskBudget:
         return num_aliases + self._drop_entries([name for name in victims if isinstance(name, str)], "evicted_entries")
 
     def _blocks_in_order(self, user: str | None) -> list[Candidate]:
-        """All blocks, what leaves first first; of equals the one furthest from the start of its prompt."""
+        """All blocks or a user's, what leaves first first; of equals the one furthest from the start of its prompt."""
         order = self._limits.order
         ranked = [
             ((order(Use.of_row(row)), -number(row["first_token"]), str(row["hash"])), row)
-            for row in self._blocks.uses()
+            for row in self._blocks.uses(user)
         ]
         ranked.sort(key=lambda pair: pair[0])
+        pinned = self._pins.blocks()
         return [
-            Candidate(row["hash"], row["parent"], int(number(row["size_bytes"])), user is None or row["user"] == user)
+            Candidate(
+                row["hash"], row["parent"], int(number(row["size_bytes"])),
+                may_leave=row["hash"] not in pinned,
+            )
             for _, row in ranked
-        ]
+        ]  # fmt: skip
 
     def _sum(self, table: str, where: str, params: Sequence[Any]) -> int:
         return self._db.number(f"SELECT sum(size_bytes) FROM {table} WHERE {where}", params)  # noqa: S608
 
     def _drop_entries(self, ids: Sequence[str], counter: str) -> int:
-        num = sum(self._answers.delete(batch) for batch in _batches(ids))
+        num = self._answers.delete(ids)
         self._incidents.count(counter, num)
         return num
 
     def _drop_blocks(self, hashes: Sequence[str], counter: str) -> int:
-        num = sum(len(self._tiers.delete(self._blocks.by_hashes(batch))) for batch in _batches(hashes))
+        num = sum(len(self._tiers.delete(self._blocks.by_hashes(batch))) for batch in batches(hashes))
         self._incidents.count(counter, num)
         return num
 
 
-def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(names), BATCH_ROWS):
-        yield names[first : first + BATCH_ROWS]
+def _owned(user: str | None) -> tuple[str, tuple[str, ...]]:
+    """A WHERE clause and its values; None is everybody."""
+    return ("1", ()) if user is None else ("user = ?", (user,))

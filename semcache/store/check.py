@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from semcache.store.database import Database
 from semcache.store.entries import Entries
 from semcache.store.evidence import EvidenceTable
 from semcache.store.files import TEMP_SUFFIX, Files
+from semcache.store.pins import Pins
 from semcache.store.rows import Fault
 from semcache.store.tensors import DamageError
 from semcache.store.tiers import Tiers
@@ -25,7 +26,7 @@ class Problem:
     """One thing that does not fit. `item` is an entry id, a path below `kv/`, a scope, or the database."""
 
     # damaged_entry, damaged_block, unreadable_block, stray_file, leftover_temp, database, damaged_alias, orphan_alias,
-    # damaged_evidence, orphan_evidence
+    # damaged_evidence, orphan_evidence, damaged_pin, orphan_pin
     kind: str
     item: str
     detail: str
@@ -72,8 +73,13 @@ def strays(folder: Path, db: Database, blocks: Blocks, files: Files) -> Iterator
 
 def sweep(folder: Path, db: Database, blocks: Blocks, files: Files) -> tuple[int, list[str]]:
     """Remove what a killed process left behind; returns how many files, and a line for each that cannot be removed."""
+    return remove((path for path, _ in strays(folder, db, blocks, files)), files)
+
+
+def remove(paths: Iterable[Path], files: Files) -> tuple[int, list[str]]:
+    """Remove files that are of no use; returns how many, and a line for each that cannot be removed."""
     num_removed, stuck = 0, []
-    for path, _ in strays(folder, db, blocks, files):
+    for path in paths:
         try:
             files.unlink(path)
             num_removed += 1
@@ -91,6 +97,7 @@ class Check:
         entries: Entries,
         aliases: Aliases,
         evidence: EvidenceTable,
+        pins: Pins,
         blocks: Blocks,
         tiers: Tiers,
         files: Files,
@@ -99,6 +106,7 @@ class Check:
         self._entries = entries
         self._aliases = aliases
         self._evidence = evidence
+        self._pins = pins
         self._blocks = blocks
         self._tiers = tiers
         self._files = files
@@ -170,10 +178,10 @@ class Check:
     def _check_entries(self, *, fix: bool) -> None:
         for entry_id in self._entries.damaged_ids():
             fixed = fix and bool(self._entries.delete([entry_id]))
-            self._found("damaged_entry", entry_id, "checksum does not match", fixed=fixed)
+            self._found("damaged_entry", entry_id, "checksum or size does not match", fixed=fixed)
 
     def _check_faults(self, *, fix: bool) -> None:
-        for fault in (*self._aliases.faults(), *self._evidence.faults()):
+        for fault in (*self._aliases.faults(), *self._evidence.faults(), *self._pins.faults()):
             self._found(fault.kind, fault.item, fault.detail, fixed=fix and self._delete(fault))
 
     def _delete(self, fault: Fault) -> bool:

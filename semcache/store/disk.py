@@ -16,7 +16,7 @@ from pathlib import Path
 
 from semcache.store.blocks import BlockKey, BlockRow, Blocks, Owner, pack_tokens
 from semcache.store.database import Database
-from semcache.store.files import Files
+from semcache.store.files import Files, WrongFileError
 from semcache.store.incidents import Incidents
 from semcache.store.tensors import DamageError, Stored, checksum, decode, encode
 
@@ -91,11 +91,11 @@ class DiskTier:
         """The tensors of a row; DamageError when the file is not what the row says, OSError when it cannot be read."""
         path = self.path_of(row)
         try:
-            content = self._files.read(path)
+            content = self._files.read(path, row.size_bytes)
         except FileNotFoundError as error:
             raise DamageError("its file is missing") from error
-        if len(content) != row.size_bytes:
-            raise DamageError(f"file has {len(content)} bytes, its row says {row.size_bytes}")
+        except WrongFileError as error:
+            raise DamageError(f"its file {error}") from error
         if checksum(content) != row.checksum:
             raise DamageError("checksum does not match")
         return decode(content, is_tail=row.kind == "tail", num_tokens=row.num_tokens)
@@ -155,6 +155,26 @@ class DiskTier:
                 try:
                     self._files.unlink(self.path_of(row))
                 except (OSError, DamageError) as error:
-                    # The next start sweeps files without a row.
+                    # The next start sweeps files without a row; who must know at once asks `remaining`.
                     self._incidents.failure("unlink_failures", f"block {str(row.hash)[:12]}", error)
         return deleted
+
+    def remaining(self, deleted: Sequence[BlockRow]) -> list[Path]:
+        """Files that are still there although their rows were deleted; not those of blocks that were stored again."""
+        stuck: list[Path] = []
+        for row in deleted:
+            if row.relative_path is None or not _is_there(self.path_of(row)):
+                continue
+            with self._db.lock:  # while nobody stores or deletes it
+                if _is_there(self.path_of(row)) and not self._blocks.by_hashes([row.hash]):
+                    stuck.append(self.path_of(row))
+        return stuck
+
+
+def _is_there(path: Path) -> bool:
+    """Where a folder cannot be looked into, what was in it is taken to be still there."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return True

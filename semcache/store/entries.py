@@ -94,6 +94,7 @@ _FIELDS = tuple(item.name for item in fields(Entry))
 _IMMUTABLE = tuple(name for name in _FIELDS if name not in _MUTABLE)
 _COLUMNS = (*_FIELDS, "size_bytes", "checksum")
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM entries"  # noqa: S608 - column names of our own dataclass
+_SELECT_NUMBERED = f"SELECT {', '.join(_COLUMNS)}, rowid AS number FROM entries"  # noqa: S608
 _INSERT = f"INSERT INTO entries ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
 
 
@@ -116,6 +117,11 @@ def _to_row(entry: Entry) -> dict[str, Any]:
     return row
 
 
+def _is_whole(row: sqlite3.Row) -> bool:
+    """Also whether the disk budget counts it right, which no reader looks at."""
+    return bool(row["checksum"] == row_checksum(row)) and bool(row["size_bytes"] == _from_row(row).size_bytes)
+
+
 def _from_row(row: sqlite3.Row) -> Entry:
     values: dict[str, Any] = {name: row[name] for name in _FIELDS}
     values["messages"] = tuple((role, content) for role, content in json.loads(row["messages"]))
@@ -135,8 +141,9 @@ class Entries:
     def select(
         self, where: str, params: Params, now_s: float, *, order: str = SORTS["created"], limit: int = -1
     ) -> list[Entry]:
-        """Verified, unexpired entries; `where` uses positional parameters."""
-        sql = f"{_SELECT} WHERE ({where}) AND (expires_at IS NULL OR expires_at > ?) ORDER BY {order} LIMIT ?"
+        """Verified entries, pinned or unexpired; `where` uses positional parameters."""
+        live = "(pinned = 1 OR expires_at IS NULL OR expires_at > ?)"
+        sql = f"{_SELECT} WHERE ({where}) AND {live} ORDER BY {order} LIMIT ?"
         rows = self._db.rows(sql, (*params, now_s, limit))
         damaged = [row for row in rows if row["checksum"] != row_checksum(row)]
         for row in damaged:
@@ -196,16 +203,11 @@ class Entries:
         return [(old["scope"], old["id"]) for old in replaced]
 
     def touch(self, entry_id: str, now_s: float) -> None:
-        with self._db.transaction() as connection:
+        with self._db.transaction(waits=False) as connection:
             connection.execute(
                 "UPDATE entries SET hits = hits + 1, last_used_at = max(last_used_at, ?) WHERE id = ?",
                 (now_s, entry_id),
             )
-
-    def pin(self, entry_id: str, *, pinned: bool) -> bool:
-        with self._db.transaction() as connection:
-            cursor = connection.execute("UPDATE entries SET pinned = ? WHERE id = ?", (int(pinned), entry_id))
-            return cursor.rowcount > 0
 
     def delete(self, ids: Sequence[str]) -> list[tuple[str, str]]:
         """Delete rows; returns (scope, id) of those that were there."""
@@ -220,8 +222,13 @@ class Entries:
         return [row["scope"] for row in self._db.rows(f"SELECT DISTINCT scope FROM entries WHERE {where}", params)]  # noqa: S608
 
     def damaged_ids(self) -> list[str]:
-        """Ids of rows that fail their checksum, without deleting anything; for `check`."""
-        return [row["id"] for row in self._db.rows(_SELECT) if row["checksum"] != row_checksum(row)]
+        """Ids of rows that fail their checksum or are not of their size, without deleting anything; for `check`."""
+        damaged: list[str] = []
+        after = -(1 << 63)  # below every rowid
+        while page := self._db.rows(f"{_SELECT_NUMBERED} WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, PAGE_ROWS)):
+            after = page[-1]["number"]
+            damaged += [row["id"] for row in page if not _is_whole(row)]
+        return damaged
 
     def vectors(self, scope: str) -> Iterator[tuple[str, tuple[str, str, str, str], bytes]]:
         """(id, (fingerprint, context_key, params_key, embedder), embedding) of a scope, for the index."""
@@ -232,7 +239,9 @@ class Entries:
         )
         after: tuple[str, int] = ("", -1)
         while page := self._db.rows(sql, (scope, *after, PAGE_ROWS)):
-            after = page[-1]["request_key"], page[-1]["number"]
+            before, after = after, (page[-1]["request_key"], page[-1]["number"])
+            if after == before:  # text that is none is read as another one, which may sort before itself
+                return
             for row in page:
                 if row["embedding"] is None or row["embedder"] is None:
                     continue

@@ -75,26 +75,31 @@ class Candidate:
     hash: str
     parent: str | None
     size_bytes: int
-    is_mine: bool = True  # False: counts as somebody's child, but is not up for eviction
+    may_leave: bool = True  # False: it is pinned, and counts as somebody's child only
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Bytes to free from answers and from blocks."""
+class Bytes:
+    """Of answers and of blocks."""
 
-    answer_bytes: int
-    block_bytes: int
+    answers: int
+    blocks: int
 
 
-def bytes_to_free(limit_bytes: int, used_answer_bytes: int, used_block_bytes: int) -> Budget:
-    """How much must go for both kinds together to be at the low-water mark; nothing while the limit is kept."""
-    if used_answer_bytes + used_block_bytes <= limit_bytes:
-        return Budget(0, 0)
+def bytes_to_free(limit_bytes: int, used: Bytes, pinned: Bytes = Bytes(0, 0)) -> Bytes:
+    """How much must go for both kinds together to be at the low-water mark; nothing while the limit is kept.
+
+    Never more than what is not pinned: what one kind cannot give, the other does.
+    """
+    if used.answers + used.blocks <= limit_bytes:
+        return Bytes(0, 0)
+    loose = Bytes(max(0, used.answers - pinned.answers), max(0, used.blocks - pinned.blocks))
     answers = 0
-    if used_answer_bytes > ANSWER_SHARE * limit_bytes:
-        answers = used_answer_bytes - int(LOW_WATER * ANSWER_SHARE * limit_bytes)
-    left = used_answer_bytes - answers + used_block_bytes
-    return Budget(answers, max(0, left - int(LOW_WATER * limit_bytes)))
+    if used.answers > ANSWER_SHARE * limit_bytes:
+        answers = min(loose.answers, used.answers - int(LOW_WATER * ANSWER_SHARE * limit_bytes))
+    too_many = max(0, used.answers - answers + used.blocks - int(LOW_WATER * limit_bytes))
+    blocks = min(loose.blocks, too_many)
+    return Bytes(min(loose.answers, answers + too_many - blocks), blocks)
 
 
 def choose_answers(rows: Iterable[tuple[Name, int]], free_bytes: int) -> list[Name]:
@@ -108,11 +113,18 @@ def choose_answers(rows: Iterable[tuple[Name, int]], free_bytes: int) -> list[Na
     return victims
 
 
-def choose_blocks(candidates: Sequence[Candidate], free_bytes: int) -> list[str]:
-    """Hashes to evict: the first leaf in policy order, again and again; a parent becomes a leaf with its last child."""
+def choose_blocks(
+    candidates: Sequence[Candidate], free_bytes: int, children: Mapping[str, int] | None = None
+) -> list[str]:
+    """Hashes to evict: the first leaf in policy order, again and again; a parent becomes a leaf with its last child.
+
+    `children` says how many blocks have each one as their parent, where not all of these are candidates.
+    """
     rank = {candidate.hash: number for number, candidate in enumerate(candidates)}
-    num_children = Counter(c.parent for c in candidates if c.parent is not None)
-    leaves = [rank[c.hash] for c in candidates if c.is_mine and not num_children[c.hash]]
+    if children is None:
+        children = Counter(c.parent for c in candidates if c.parent is not None)
+    num_children = Counter(children)
+    leaves = [rank[c.hash] for c in candidates if c.may_leave and not num_children[c.hash]]
     heapq.heapify(leaves)
     victims: dict[str, None] = {}
     while leaves and free_bytes > 0:
@@ -122,12 +134,12 @@ def choose_blocks(candidates: Sequence[Candidate], free_bytes: int) -> list[str]
         if victim.parent is not None:
             num_children[victim.parent] -= 1
             at = rank.get(victim.parent)
-            if at is not None and candidates[at].is_mine and not num_children[victim.parent]:
+            if at is not None and candidates[at].may_leave and not num_children[victim.parent]:
                 heapq.heappush(leaves, at)
     for candidate in candidates:  # only parents of blocks that are not up for eviction are left
         if free_bytes <= 0:
             break
-        if candidate.is_mine and candidate.hash not in victims:
+        if candidate.may_leave and candidate.hash not in victims:
             victims[candidate.hash] = None
             free_bytes -= candidate.size_bytes
     return list(victims)

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import threading
 from pathlib import Path
 
 TEMP_SUFFIX = ".tmp"
+
+
+class WrongFileError(Exception):
+    """What lies there is not a file of the size that was asked for; the message says what it is."""
 
 
 class Files:
@@ -79,15 +84,29 @@ class Files:
         with self._lock:
             return path in self._open_temps
 
-    def read(self, path: Path) -> bytearray:
-        """The whole file, not mapped: a mapped file that is truncated later kills the process."""
-        with path.open("rb", buffering=0) as file:
-            content = bytearray(os.fstat(file.fileno()).st_size)
+    def read(self, path: Path, size_bytes: int) -> bytearray:
+        """The whole file, not mapped: a mapped file that is truncated later kills the process.
+
+        WrongFileError before anything is read or allocated unless it is a plain file of this size.
+        """
+        # Without O_NONBLOCK opening a named pipe waits until somebody writes to it.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise WrongFileError("is no plain file")
+            if found.st_size != size_bytes:
+                raise WrongFileError(f"has {found.st_size} bytes, its row says {size_bytes}")
+            content = bytearray(found.st_size)
             num_bytes = 0
             with memoryview(content) as view:
-                while num_bytes < len(content) and (num_read := file.readinto(view[num_bytes:])):
+                while num_bytes < len(content) and (num_read := os.readv(fd, [view[num_bytes:]])):
                     num_bytes += num_read
-        return content if num_bytes == len(content) else content[:num_bytes]
+        finally:
+            os.close(fd)
+        if num_bytes < len(content):
+            raise WrongFileError(f"was cut to {num_bytes} bytes while it was read")
+        return content
 
     def unlink(self, path: Path) -> None:
         """Remove a file, or an empty folder in its place; one that is already gone is fine."""

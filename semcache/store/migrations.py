@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 
 import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
 from semcache.errors import StoreError
-from semcache.store.database import Database, LastRun, corruption, is_corruption
-
-# Below this a look at every page costs less than the rest of a start.
-SMALL_DATABASE_BYTES = 64 << 20
+from semcache.store.database import corruption
 
 SCHEMA = Migrations("semcache.store")
 
@@ -216,6 +211,29 @@ def _openings(db: sqlite_utils.Database) -> None:
     db.execute("CREATE INDEX entries_opening ON entries (scope, fingerprint, substr(answer_tokens, 1, 12))")
 
 
+def _children(db: sqlite_utils.Database) -> None:
+    # Sorted by tokens, so that the child that shares most leading tokens with a prompt is found in two steps.
+    db.execute("DROP INDEX blocks_parent")
+    db.execute("CREATE INDEX blocks_children ON blocks (parent, token_ids)")
+
+
+def _pins(db: sqlite_utils.Database) -> None:
+    db.execute("""
+        CREATE TABLE prompt_blocks (
+            number INTEGER PRIMARY KEY,
+            entry_id TEXT NOT NULL UNIQUE REFERENCES entries (id) ON DELETE CASCADE,
+            hashes TEXT NOT NULL           -- JSON: the blocks of the entry's prompt; they may be gone, or yet to come
+        )""")
+    db.execute("CREATE INDEX entries_pinned ON entries (id) WHERE pinned = 1")
+    # A damaged note names nothing: json_each would fail the whole query.
+    db.execute("""
+        CREATE VIEW pinned_blocks AS
+            SELECT names.value AS hash, entries.user, entries.fingerprint
+            FROM entries JOIN prompt_blocks ON prompt_blocks.entry_id = entries.id,
+                json_each(CASE WHEN typeof(hashes) = 'text' AND json_valid(hashes) THEN hashes ELSE '[]' END) AS names
+            WHERE entries.pinned = 1 AND names.type = 'text'""")
+
+
 # Called, not used as decorators: sqlite-utils' decorator is untyped.
 SCHEMA(name="0001_blocks")(_blocks)
 SCHEMA(name="0002_entries")(_entries)
@@ -225,10 +243,12 @@ SCHEMA(name="0005_aliases")(_aliases)
 SCHEMA(name="0006_evidence")(_evidence)
 SCHEMA(name="0007_decisions")(_decisions)
 SCHEMA(name="0008_openings")(_openings)
+SCHEMA(name="0009_children")(_children)
+SCHEMA(name="0010_pins")(_pins)
 
 KNOWN = (
     "0001_blocks", "0002_entries", "0003_requests", "0004_usage", "0005_aliases", "0006_evidence", "0007_decisions",
-    "0008_openings",
+    "0008_openings", "0009_children", "0010_pins",
 )  # fmt: skip
 
 
@@ -269,43 +289,3 @@ def _objects_of_a_new_one() -> frozenset[tuple[str, str, str | None]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         SCHEMA.apply(sqlite_utils.Database(connection, execute_plugins=False))
         return _objects(connection)
-
-
-def open_database(path: Path, *, durable: bool, state: LastRun) -> tuple[Database, str | None]:
-    """The migrated database, and a warning when a corrupt one had to be put aside for it."""
-    try:
-        return _open(path, durable=durable, state=state), None
-    except sqlite3.Error as error:
-        if not is_corruption(error):
-            raise
-        aside = _put_aside(path)
-        warning = f"the database was corrupt ({error}); it is kept as {aside.name} and a new one was started"
-        return _open(path, durable=durable, state="clean"), warning
-
-
-def _open(path: Path, *, durable: bool, state: LastRun) -> Database:
-    db = Database(path, durable=durable)
-    try:
-        if state != "clean" or path.stat().st_size <= SMALL_DATABASE_BYTES:
-            found = db.find_damage(thorough=state == "damaged")
-            if found is not None and state == "damaged":
-                db.rebuild_indexes()  # perhaps no more than that is wrong
-                found = db.find_damage(thorough=True)
-            if found is not None:
-                raise corruption(found)
-        with db.watching():
-            migrate(db.connection)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _put_aside(path: Path) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.corrupt-{stamp}")
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):  # they belong to the old file and would damage the new one
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    return aside

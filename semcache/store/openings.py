@@ -18,7 +18,7 @@ MAX_FOUND = 4
 _FIND = f"""
     SELECT id, prompt, answer_tokens, finish_reason, created_at, max(last_used_at) AS newest FROM entries
     WHERE scope = ? AND fingerprint = ? AND substr(answer_tokens, 1, {4 * OPENING_TOKENS}) = ?
-    AND (expires_at IS NULL OR expires_at > ?)
+    AND (pinned = 1 OR expires_at IS NULL OR expires_at > ?)
     GROUP BY answer_tokens ORDER BY newest DESC LIMIT {MAX_FOUND}"""  # noqa: S608 - constants of our own
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +17,23 @@ import numpy as np
 from semcache.errors import StoreError
 from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
-from semcache.store.blocks import BlockKey, Blocks, Owner
+from semcache.store.blocks import BlockKey, Blocks, Continuation, Owner
 from semcache.store.budget import DiskBudget, DiskLimits
 from semcache.store.check import Check, CheckResult, sweep
-from semcache.store.database import Database, LastRun, is_corruption
+from semcache.store.database import Database
 from semcache.store.datadir import DataDir
 from semcache.store.decisions import Decisions
 from semcache.store.disk import DiskTier
-from semcache.store.entries import Entries, Entry, is_owners, where_owner
+from semcache.store.entries import Entries, Entry, where_owner
+from semcache.store.erasure import Erasure
 from semcache.store.evict import ORDERS
 from semcache.store.evidence import EvidenceTable
 from semcache.store.files import Files
 from semcache.store.incidents import LOG, Incidents
-from semcache.store.migrations import open_database
 from semcache.store.openings import Openings
+from semcache.store.pins import Pins, PromptStored
 from semcache.store.ram import RamTier, TierStatus
+from semcache.store.recovery import open_with
 from semcache.store.tensors import KVSpan, TailRecord
 from semcache.store.tiers import Tiers
 from semcache.store.usage import HistoryRow, UsageBook, UsageRecord, UsageReport
@@ -94,16 +95,24 @@ class Store:
         self.evidence = EvidenceTable(db, self._incidents, clock)
         self.decisions = Decisions(db, self._incidents, clock)
         self.openings = Openings(db, self._incidents, clock)
-        self._answers = Answers(db, self._entries, self.aliases, self._incidents, clock, limits.ttl_s)
+        self._pins = Pins(db, total_bytes=limits.disk_bytes, user_bytes=limits.user_quota_bytes)
+        self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock, limits.ttl_s)
         self._usage = UsageBook(db)
         self._budget = DiskBudget(
             DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order),
-            db=db, answers=self._answers, aliases=self.aliases, tiers=self._tiers, blocks=self._blocks,
-            incidents=self._incidents,
+            db=db, answers=self._answers, aliases=self.aliases, pins=self._pins, tiers=self._tiers,
+            blocks=self._blocks, incidents=self._incidents,
+        )  # fmt: skip
+        self._erasure = Erasure(
+            db=db, answers=self._answers, aliases=self.aliases, decisions=self.decisions, evidence=self.evidence,
+            usage=self._usage, blocks=self._blocks, tiers=self._tiers, budget=self._budget,
+            incidents=self._incidents, files=files,
         )  # fmt: skip
         num_swept, stuck = sweep(disk.folder, db, self._blocks, files)
         self._incidents.count("swept_files", num_swept)
         self.warnings += stuck
+        if (warning := self._pins.warning()) is not None:
+            self.warnings.append(warning)
 
     @staticmethod
     def open(
@@ -118,31 +127,15 @@ class Store:
         if limits.eviction not in ORDERS:
             raise StoreError(f"unknown eviction order {limits.eviction!r}; use one of {', '.join(ORDERS)}")
         folder = DataDir(data_dir)
-        path = data_dir / DATABASE_NAME
-
-        def build(state: LastRun) -> Store:
-            with ExitStack() as undo:
-                db, warning = open_database(path, durable=limits.durable, state=state)
-                undo.callback(db.close)
-                store = Store(folder, db, limits, clock, files or Files(), timer)
-                undo.pop_all()
-            if warning is not None:
-                store.warnings.append(warning)
-                LOG.warning(warning)
-            return store
-
-        with ExitStack() as undo:
-            undo.callback(folder.release, "damaged" if folder.last_run == "damaged" else "killed")
-            try:
-                try:
-                    store = build(folder.last_run)
-                except sqlite3.Error as error:
-                    if not is_corruption(error):
-                        raise
-                    store = build("damaged")  # too large to be looked through before it was used
-            except (OSError, sqlite3.Error) as error:
-                raise StoreError(f"cannot open {path}: {error}; check the disk and its permissions") from error
-            undo.pop_all()
+        store, warning = open_with(
+            folder,
+            DATABASE_NAME,
+            lambda db: Store(folder, db, limits, clock, files or Files(), timer),
+            durable=limits.durable,
+        )
+        if warning is not None:
+            store.warnings.append(warning)
+            LOG.warning(warning)
         return store
 
     def close(self) -> None:
@@ -150,15 +143,6 @@ class Store:
         self._tiers.close()
         self._db.close()
         self._folder.release("damaged" if self._db.is_corrupt else "clean")
-
-    @contextmanager
-    def _deleting(self) -> Iterator[None]:
-        """Whoever deletes must know when it did not happen."""
-        try:
-            yield
-            self._db.truncate_log()
-        except sqlite3.Error as error:
-            raise StoreError(f"could not delete everything that was asked: {error}; try again") from error
 
     # KV
 
@@ -168,6 +152,13 @@ class Store:
         With the speed of prefill only the leading part that loads faster than it is computed, which may be nothing.
         """
         return [stored for stored in self._tiers.load(keys, ms_per_token=ms_per_token) if isinstance(stored, KVSpan)]
+
+    def load_continuation(self, wanted: Continuation, *, ms_per_token: float | None = None) -> KVSpan | None:
+        """KV of the most leading tokens that one stored block or full-prompt record shares with `wanted`, if any.
+
+        With the speed of prefill only where loading it is faster than computing these tokens.
+        """
+        return self._tiers.load_continuation(wanted, ms_per_token=ms_per_token)
 
     def load_cost_ms(self, keys: Sequence[BlockKey]) -> float:
         """What loading the leading run that is present is expected to take; 0 before anything was measured."""
@@ -206,8 +197,7 @@ class Store:
         return self._tiers.behind.status()
 
     def _added(self, user: str, size_bytes: int) -> None:
-        if self._budget.added(user, size_bytes):
-            self.evict()
+        self._budget.added(user, size_bytes, self._clock())
 
     # Answers
 
@@ -239,10 +229,13 @@ class Store:
             return self._answers.has_neighbours(scope, partition)
         return False
 
-    def put_entry(self, entry: Entry) -> bool:
-        """Keep an answer in place of older ones to the same request; False when it could not be written."""
+    def put_entry(self, entry: Entry, blocks: Sequence[str] = ()) -> bool:
+        """Keep an answer in place of older ones to the same request; False when it could not be written.
+
+        `blocks` are the names of its prompt's KV blocks and record, stored or not: a pin keeps these too.
+        """
         with self._incidents.writing(f"entry {entry.id}"):
-            self._answers.put(entry)
+            self._answers.put(entry, blocks)
             self._added(entry.user, entry.size_bytes)
             return True
         return False
@@ -253,10 +246,21 @@ class Store:
             self._entries.touch(entry_id, self._clock())
 
     def pin_entry(self, entry_id: str, *, pinned: bool = True) -> bool:
-        """Protect an entry from eviction, or stop doing so; False when there is none."""
-        with self._incidents.writing("pin of an entry"):
-            return self._entries.pin(entry_id, pinned=pinned)
-        return False
+        """Protect an entry and its prompt's KV from budgets and TTL, or stop doing so; False when there is none.
+
+        PinLimitError where pins would hold too much; StoreError where the database refuses.
+        """
+        self.flush()  # what waits for the disk counts too
+        try:
+            return self._budget.pin(entry_id, pinned=pinned)
+        except sqlite3.Error as error:
+            raise StoreError(f"could not change the pin of {entry_id}: {error}; try again") from error
+
+    def prompt_stored(self, entry_id: str) -> PromptStored | None:
+        """What of an entry's prompt is on disk as KV; None where that is not known."""
+        with self._incidents.reading("blocks of an entry"):
+            return self._pins.stored(entry_id)
+        return None
 
     def get_entry(self, entry_id: str) -> Entry | None:
         with self._incidents.reading("entry"):
@@ -277,40 +281,25 @@ class Store:
     # Deleting: nothing of what was deleted stays in the database file or its log
 
     def delete_entries(self, ids: Sequence[str]) -> int:
-        with self._deleting():
-            return self._answers.delete(ids)
-        return 0
+        return self._erasure.delete_entries(ids)
 
     def clear(
-        self, *, scopes: Sequence[str] | None = None, user: str | None = None, namespace: str | None = None
-    ) -> tuple[int, int]:
-        """Delete what matches every given filter; returns how many entries and blocks."""
-        where, params = where_owner(scopes=scopes, user=user, namespace=namespace)
-        with self._deleting():
-            num_waiting = self._tiers.behind.discard(
-                lambda owner: is_owners(owner.scope, owner.user, scopes=scopes, user=user, namespace=namespace)
-            )
-            touched = self._entries.scopes(where, params)
-            num_entries = self._answers.delete(self._entries.ids(where, params))
-            num_blocks = num_waiting + len(self._tiers.delete(self._blocks.select(where, params)))
-            with self._db.transaction() as connection:
-                self.aliases.clear(connection, where, params)
-                self.decisions.clear(connection, where, params)
-                self.evidence.clear(connection, scopes=scopes, user=user, namespace=namespace, touched=touched)
-            self._budget.refresh()
-        return num_entries, num_blocks
+        self, *, scopes: Sequence[str] | None = None, user: str | None = None, namespace: str | None = None,
+        keep_pinned: bool = False,
+    ) -> tuple[int, int]:  # fmt: skip
+        """Delete what matches every given filter; returns how many entries and blocks.
+
+        With `keep_pinned` pinned entries and the KV of their prompts stay, their aliases and evidence do not.
+        StoreError says what is still there: rows, or files whose rows are gone.
+        """
+        return self._erasure.clear(scopes=scopes, user=user, namespace=namespace, keep_pinned=keep_pinned)
 
     def forget_user(self, user: str) -> tuple[int, int]:
         """Delete everything of a user: what `clear` deletes, history and sums; and databases that were put aside.
 
-        Returns how many entries and blocks.
+        Returns how many entries and blocks. StoreError says what is still there.
         """
-        deleted = self.clear(user=user)
-        with self._deleting(), self._db.transaction() as connection:
-            self._usage.forget(connection, user)
-        for path in self._folder.path.glob(f"{DATABASE_NAME}.corrupt-*"):
-            self._files.unlink(path)
-        return deleted
+        return self._erasure.forget_user(user)
 
     # Statistics and upkeep
 
@@ -333,6 +322,12 @@ class Store:
         with self._incidents.reading("users"):
             return self._usage.users()
         return []
+
+    def num_pinned(self, *, user: str | None = None, namespace: str | None = None) -> int:
+        where, params = where_owner(scopes=None, user=user, namespace=namespace)
+        with self._incidents.reading("entries"):
+            return len(self._entries.ids(f"pinned = 1 AND {where}", params))
+        return 0
 
     def num_entries(self) -> int:
         with self._incidents.reading("entries"):
@@ -358,7 +353,9 @@ class Store:
     def check(self, fix: bool = False) -> CheckResult:
         """Compare rows and files; with `fix` delete what does not fit."""
         try:
-            check = Check(self._db, self._entries, self.aliases, self.evidence, self._blocks, self._tiers, self._files)
+            check = Check(
+                self._db, self._entries, self.aliases, self.evidence, self._pins, self._blocks, self._tiers, self._files
+            )
             return check.run(fix=fix)
         except sqlite3.Error as error:
             raise StoreError(f"the check could not finish: {error}; restart the daemon and check again") from error

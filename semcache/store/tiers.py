@@ -6,16 +6,16 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semcache.store.behind import WriteBehind
-from semcache.store.blocks import BlockKey, BlockRow, Blocks, Owner
-from semcache.store.database import Database
+from semcache.store.blocks import BlockKey, BlockRow, Blocks, Continuation, Owner, key_of
+from semcache.store.database import Database, batches
 from semcache.store.disk import DiskTier, Unwritten
 from semcache.store.incidents import Incidents
 from semcache.store.plan import Piece, Planner, TierName
 from semcache.store.ram import RamTier
-from semcache.store.tensors import DamageError, Stored
+from semcache.store.tensors import DamageError, KVSpan, Stored, TailRecord
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,39 @@ class Tiers:
             self._incidents.count("computed_instead", len(run) - num)
             run = run[:num]
         return self._settle(self._read(run))
+
+    def load_continuation(self, wanted: Continuation, *, ms_per_token: float | None = None) -> KVSpan | None:
+        """KV of the leading tokens that a stored block or record shares with `wanted`: the most that can be had."""
+        for key, num_shared in self._sharing(wanted):
+            run = self._present([key])
+            pieces = [replace(found.piece, num_tokens=num_shared) for found in run]
+            if ms_per_token is not None and not self.planner.worth_loading(pieces, ms_per_token):
+                self._incidents.count("computed_instead", len(run))
+                continue
+            for stored in self._settle(self._read(run)):
+                span = stored.span if isinstance(stored, TailRecord) else stored
+                return span.slice(0, num_shared)
+        return None
+
+    def _sharing(self, wanted: Continuation) -> list[tuple[BlockKey, int]]:
+        """Stored children of `wanted.parent` that begin as the prompt goes on, the one that shares most first."""
+        # The queue before the rows: what leaves it in between has its row by then.
+        keys = self.behind.children(wanted.parent)
+        try:
+            rows = self._blocks.around(wanted.parent, wanted.token_ids, self._clock())
+        except sqlite3.Error as error:
+            self._incidents.failure("read_failures", "blocks", error)
+            rows = []
+        for row in rows:
+            key = key_of(wanted.root, row)
+            if key is not None:
+                keys.append(key)
+            else:
+                self._incidents.damage(
+                    "hash_collisions", f"block {str(row.hash)[:12]}", "its row is about other tokens"
+                )
+        shared = {key: wanted.num_shared(key.token_ids) for key in keys if key.first_token == wanted.first_token}
+        return sorted(((key, num) for key, num in shared.items() if num), key=lambda pair: -pair[1])
 
     def cost_ms(self, keys: Sequence[BlockKey]) -> float:
         """What `load` is expected to take for the leading run that is present."""
@@ -198,6 +231,9 @@ class Tiers:
 
     def delete(self, rows: Sequence[BlockRow]) -> list[BlockRow]:
         """Delete from both; returns the rows that were there and are gone. May raise sqlite3.Error."""
-        deleted = self.disk.delete(rows)
-        self.ram.discard(deleted)
-        return deleted
+        gone: list[BlockRow] = []
+        for batch in batches(rows):
+            deleted = self.disk.delete(batch)
+            self.ram.discard(deleted)
+            gone += deleted
+        return gone

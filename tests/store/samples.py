@@ -155,9 +155,9 @@ class BrokenFiles(Files):
         self._maybe("publish")
         super().publish(temp, path, durable=durable)
 
-    def read(self, path: Path) -> bytearray:
+    def read(self, path: Path, size_bytes: int) -> bytearray:
         self._maybe("read")
-        return super().read(path)
+        return super().read(path, size_bytes)
 
     def unlink(self, path: Path) -> None:
         self._maybe("unlink")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,6 +72,39 @@ def test_what_waits_can_be_read_and_is_written_in_order() -> None:
         assert gate.written == keys
         assert (behind.status().items, behind.status().used_bytes) == (0, 0)
         assert behind.get(keys[0]) is None
+
+
+@pytest.mark.parametrize("wait", ["flush", "discard"])
+def test_nobody_waits_for_what_comes_meanwhile(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = chain(9)
+    is_busy, is_waiting, is_over = threading.Event(), threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def write(item: Unwritten) -> None:
+        at = keys.index(item.key)
+        is_busy.set()
+        assert is_waiting.wait(30)
+        if at + 1 < len(keys):
+            behind.offer(block(keys[at + 1]))  # so that the queue is never empty
+        if at == 1:
+            in_time.append(is_over.wait(30))
+
+    def wait_for(condition: Callable[[], bool]) -> bool:
+        is_waiting.set()
+        return really_wait_for(condition)
+
+    behind = WriteBehind(9 * BLOCK_BYTES, write, Incidents())
+    behind.offer(block(keys[0]))
+    assert is_busy.wait(30)
+    really_wait_for = behind._changed.wait_for
+    monkeypatch.setattr(behind._changed, "wait_for", wait_for)
+    if wait == "flush":
+        behind.flush()
+    else:
+        behind.discard(lambda owner: owner == ALICE)
+    is_over.set()
+    behind.close()
+    assert in_time == [True]
 
 
 def test_a_full_queue_drops_what_saves_least_and_never_waits() -> None:

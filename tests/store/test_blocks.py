@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.errors import StoreError
-from semcache.store.blocks import Owner, block_chain, tail_key
+from semcache.store.blocks import Owner, block_chain, short_key, tail_key
 
 from .samples import FEW, ROOT
 
@@ -52,6 +52,14 @@ def test_a_tail_is_never_a_block() -> None:
     assert tail.hash != block.hash
     assert tail_key(ROOT, block.hash, 2, []).hash != tail_key(ROOT, block.hash, 2, [0]).hash
     assert tail_key(ROOT, None, 0, []).hash != tail_key(ROOT, block.hash, 0, []).hash
+
+
+def test_a_first_block_may_be_a_child_of_the_root() -> None:
+    chain = block_chain(ROOT, [1, 2, 3, 4], 2, parent=ROOT)
+    assert [key.parent for key in chain] == [ROOT, chain[0].hash]
+    assert not {key.hash for key in chain} & {key.hash for key in block_chain(ROOT, [1, 2, 3, 4], 2)}
+    assert short_key(ROOT, chain[0].hash, 2, [3]).hash not in {key.hash for key in chain}
+    assert short_key(ROOT, chain[0].hash, 2, [3, 4]) == chain[1]
 
 
 def test_the_position_is_part_of_the_name() -> None:

@@ -26,6 +26,18 @@ def test_a_healthy_store_is_clean(store: Store, data_dir: Path) -> None:
     assert result.size_bytes == sum(path.stat().st_size for path in block_files(data_dir))
 
 
+def test_a_size_that_would_mislead_the_budget_is_damage(store: Store) -> None:
+    for number in (1, 2):
+        store.put_entry(entry(number))
+        store.aliases.put(alias(number))
+    with store._db.transaction() as connection:
+        connection.execute("UPDATE entries SET size_bytes = size_bytes + (1 << 40) WHERE id = ?", (entry(1).id,))
+        connection.execute("UPDATE aliases SET size_bytes = 'many' WHERE entry_id = ?", (entry(2).id,))
+    assert kinds(store, fix=True) == [("damaged_alias", entry(2).id), ("damaged_entry", entry(1).id)]
+    assert store.check().problems == ()
+    assert [item.id for item in store.list_entries()] == [entry(2).id]
+
+
 def test_an_orphan_is_no_problem(store: Store) -> None:
     keys = chain(2)
     assert store.put_block(keys[1], span(), ALICE)

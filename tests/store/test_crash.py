@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import warnings
 from collections.abc import Callable
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from semcache.store.files import Files
 from semcache.store.store import Store, StoreLimits
 
+from .machine import Killed, Machine
 from .samples import ALICE, NO_RAM, Clock, alias, block_files, chain, decision, entry, evidence, put_chain, same, span
 
 NUM_WRITES = 25
@@ -112,46 +113,13 @@ def test_kill_nine_while_writes_wait(data_dir: Path) -> None:
             store.close()
 
 
-class Killed(BaseException):
-    """What the process would not live to see."""
-
-
-class DyingFiles(Files):
-    """The process dies at its n-th file operation, before or after it; from then on nothing is written."""
-
-    def __init__(self, at: int, *, after: bool) -> None:
-        super().__init__()
-        self.left = at
-        self.after = after
-
-    def _step(self, operation: Callable[[], None]) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-        if self.left > 0 or self.after:
-            operation()
-        if self.left == 0:
-            raise Killed
-
-    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
-        whole = bytes(content)
-        self._step(lambda: super(DyingFiles, self)._write(path, whole, durable=durable))
-
-    def publish(self, temp: Path, path: Path, *, durable: bool) -> None:
-        self._step(lambda: super(DyingFiles, self).publish(temp, path, durable=durable))
-
-    def unlink(self, path: Path) -> None:
-        self._step(lambda: super(DyingFiles, self).unlink(path))
-
-    def discard_temp(self, temp: Path) -> None:
-        if self.left > 0:
-            super().discard_temp(temp)
-
-
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 17))
 def test_death_at_every_file_operation(data_dir: Path, clock: Clock, at: int, after: bool) -> None:
-    store = Store.open(data_dir, NO_RAM, clock=clock, files=DyingFiles(at, after=after))
+    machine, left = Machine(), data_dir.with_name("left")
+    machine.dies_at, machine.dies_after, machine.part = at, after, 1.0
+    machine.at_death = lambda: shutil.copytree(data_dir, left)  # with SQLite's log, which `close` would empty
+    store = Store.open(data_dir, NO_RAM, clock=clock, files=machine)
     done = []
     try:
         for number in range(4):
@@ -163,13 +131,13 @@ def test_death_at_every_file_operation(data_dir: Path, clock: Clock, at: int, af
     except Killed:
         pass
     finally:
-        store._db.close()
-        store._folder.release("killed")
-    again = Store.open(data_dir, NO_RAM, clock=clock)
+        store.close()
+    assert machine.is_dead
+    again = Store.open(left, NO_RAM, clock=clock)
     try:
         result = again.check()
         assert result.problems == ()
-        assert len(block_files(data_dir)) == result.blocks
+        assert len(block_files(left)) == result.blocks
         if at <= 12:  # three operations a block (the first finds no folder): no deletion was reached
             assert len(done) == (at - 1) // 3
             for number in done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from semcache.store.evict import (
     ANSWER_SHARE,
     HALF_LIFE_S,
     ORDERS,
+    Bytes,
     Candidate,
     Use,
     bytes_to_free,
@@ -38,11 +40,19 @@ def test_an_old_chain_goes_before_a_young_leaf() -> None:
 def test_a_parent_of_somebody_elses_block_goes_last() -> None:
     candidates = [
         Candidate("shared", None, 5),
-        Candidate("theirs", "shared", 5, is_mine=False),
+        Candidate("theirs", "shared", 5, may_leave=False),
         Candidate("mine", None, 5),
     ]
     assert choose_blocks(candidates, 5) == ["mine"]
     assert choose_blocks(candidates, 10) == ["mine", "shared"]
+
+
+def test_a_pinned_block_keeps_its_place_and_its_children_do_not() -> None:
+    candidates = [
+        Candidate("root", None, 1, may_leave=False), Candidate("pinned", "root", 1, may_leave=False),
+        Candidate("child", "pinned", 1), Candidate("side", "root", 1),
+    ]  # fmt: skip
+    assert choose_blocks(candidates, 100) == ["child", "side"]
 
 
 def test_a_loop_of_parents_cannot_hang_or_stay_for_ever() -> None:
@@ -65,18 +75,52 @@ def test_enough_is_freed_and_no_child_loses_its_parent(raw: list[tuple[int, int]
     assert all(c.parent is None or c.parent in left for c in candidates if c.hash in left)
 
 
+@FEW
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.booleans(), st.booleans()), max_size=20),
+    st.integers(0, 90),
+)
+def test_a_users_own_blocks_and_their_numbers_of_children_say_as_much_as_all_blocks(
+    raw: list[tuple[int, int, bool, bool]], free_bytes: int
+) -> None:
+    everybodys = [
+        Candidate(str(number), str(parent) if parent < number else None, size, may_leave=is_mine and not is_pinned)
+        for number, (parent, size, is_mine, is_pinned) in enumerate(raw)
+    ]
+    mine = [candidate for candidate, (_, _, is_mine, _) in zip(everybodys, raw, strict=True) if is_mine]
+    children = Counter(c.parent for c in everybodys if c.parent is not None and c.parent in {m.hash for m in mine})
+    assert choose_blocks(mine, free_bytes, children) == choose_blocks(everybodys, free_bytes)
+
+
 def test_nothing_leaves_within_the_limit() -> None:
-    budget = bytes_to_free(100, 50, 50)
-    assert (budget.answer_bytes, budget.block_bytes) == (0, 0)
+    assert bytes_to_free(100, Bytes(50, 50)) == Bytes(0, 0)
 
 
 @FEW
 @given(st.integers(0, 10_000), st.integers(0, 20_000), st.integers(0, 20_000))
 def test_over_the_limit_enough_leaves_and_answers_keep_their_share(limit: int, answers: int, blocks: int) -> None:
-    budget = bytes_to_free(limit, answers, blocks)
-    assert answers - budget.answer_bytes + max(0, blocks - budget.block_bytes) <= max(limit, 0)
+    free = bytes_to_free(limit, Bytes(answers, blocks))
+    assert answers - free.answers + blocks - free.blocks <= max(limit, 0)
     if answers <= ANSWER_SHARE * limit:
-        assert budget.answer_bytes == 0
+        assert free.answers == 0
+
+
+@FEW
+@given(*[st.integers(0, 20_000)] * 5)
+def test_what_is_pinned_stays_and_the_rest_makes_room_for_it(
+    limit: int, answers: int, blocks: int, pinned_answers: int, pinned_blocks: int
+) -> None:
+    pinned = Bytes(min(answers, pinned_answers), min(blocks, pinned_blocks))
+    free = bytes_to_free(limit, Bytes(answers, blocks), pinned)
+    assert 0 <= free.answers <= answers - pinned.answers
+    assert 0 <= free.blocks <= blocks - pinned.blocks
+    left = answers - free.answers + blocks - free.blocks
+    assert left <= max(limit, pinned.answers + pinned.blocks)
+
+
+def test_answers_make_room_where_pinned_blocks_leave_none() -> None:
+    assert bytes_to_free(1000, Bytes(200, 900), Bytes(0, 900)) == Bytes(150, 0)
+    assert bytes_to_free(1000, Bytes(400, 700), Bytes(300, 0)) == Bytes(100, 50)
 
 
 def test_answers_leave_in_order_until_enough() -> None:

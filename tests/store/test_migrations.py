@@ -9,10 +9,11 @@ import pytest
 import sqlite_utils
 
 from semcache.store.migrations import KNOWN, SCHEMA
+from semcache.store.pins import PromptStored
 from semcache.store.store import Store
 
 from .conftest import OpenStore
-from .samples import ALICE, alias, decision, entry, evidence
+from .samples import ALICE, alias, chain, decision, entry, evidence
 
 
 def test_every_migration_is_known() -> None:
@@ -44,6 +45,11 @@ def test_an_older_database_keeps_its_answers(
     assert again.aliases.put(alias(1))
     assert again.evidence.save_evidence(ALICE.scope, "{}", [evidence(1)])
     assert again.decisions.record([decision(1)])
+    assert again.pin_entry(entry(1).id)
+    assert again.prompt_stored(entry(1).id) is None  # the blocks of its prompt were never noted
+    assert again.put_entry(entry(2), [key.hash for key in chain(1)])
+    assert again.pin_entry(entry(2).id)
+    assert again.prompt_stored(entry(2).id) == PromptStored(1, 0, 0)
     assert again.delete_entries([entry(1).id]) == 1
     assert again.aliases.find(ALICE.scope, "alias1") is None
     assert again.evidence.load_evidence(ALICE.scope).entries == ()

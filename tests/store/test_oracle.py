@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from semcache.errors import PinLimitError
 from semcache.store.blocks import BlockKey, Owner
 from semcache.store.store import Store, StoreLimits
 
@@ -19,6 +20,7 @@ from .samples import ALICE, BOB, Clock, alias, block_files, chain, entry, same, 
 TWIN = replace(chain(3)[1], token_ids=(9, 9, 9, 9))
 CHAINS = {ALICE: chain(3), BOB: chain(3, start=500)}
 OWNERS = st.sampled_from([ALICE, BOB])
+OWNER_NUMBERS = {ALICE.user: 0, BOB.user: 1}
 ALIAS_KEYS = ("a0", "a1", "r0")  # the last may be a request of its own
 Place = tuple[str, str]  # scope, request key
 
@@ -141,6 +143,112 @@ class AgainstDictionaries(RuleBasedStateMachine):
         self.store.close()
         self.folder.cleanup()
 
+
+BUDGET, QUOTA, TTL_S = 14_000, 9_000, 50
+LENGTHS = (1, 2, 3)
+
+
+class PinnedUnderPressure(RuleBasedStateMachine):
+    """Two users, more prompts than there is room for, and pins: these stay whole, and the budgets hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock = Clock()
+        self.serial = 0
+        self.pinned: dict[str, tuple[Owner, list[BlockKey]]] = {}  # by entry, with what of its prompt was seen stored
+        self.known: list[tuple[str, Owner, list[BlockKey]]] = []
+        self.open()
+
+    def open(self) -> None:
+        limits = StoreLimits(2_000, BUDGET, user_quota_bytes=QUOTA, ttl_s=TTL_S)
+        self.store = Store.open(Path(self.folder.name) / "data", limits, clock=self.clock)
+
+    @rule(owner=OWNERS, prompt=st.integers(0, 9), length=st.sampled_from(LENGTHS))
+    def answer(self, owner: Owner, prompt: int, length: int) -> None:
+        """KV and a new answer; asked again, the answer takes the place of the old one and of its pin."""
+        self.serial += 1
+        self.clock.now_s += 1
+        keys = chain(3, start=1000 * prompt + 100_000 * OWNER_NUMBERS[owner.user])[:length]
+        key = f"r{prompt}-{length}"
+        made = entry(
+            self.serial, scope=owner.scope, user=owner.user, request_key=key, created_at=self.clock.now_s,
+            answer="x" * 100 * length,
+        )  # fmt: skip
+        old = [found.id for found in self.store.find_exact(owner.scope, key)]
+        assert self.store.put_entry(made, [key.hash for key in keys])
+        for old_id in old:
+            if old_id in self.pinned:
+                self.pinned[made.id] = self.pinned.pop(old_id)
+        self.known.append((made.id, owner, keys))
+        for number, block in enumerate(keys):
+            self.store.put_block(block, span(seed=number), owner)
+        self.look()
+
+    @rule(owner=OWNERS)
+    def press(self, owner: Owner) -> None:
+        """More younger KV than a quota has room for."""
+        for _ in range(16):
+            self.serial += 1
+            self.clock.now_s += 1
+            self.store.put_block(chain(1, start=1_000_000 + 10 * self.serial)[0], span(), owner)
+
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        some = data.draw(st.lists(st.sampled_from(self.known), max_size=12)) if self.known else []
+        for entry_id, owner, _ in some:
+            try:
+                if self.store.pin_entry(entry_id):
+                    self.pinned[entry_id] = owner, []
+            except PinLimitError:
+                assert not any(found.pinned for found in self.store.list_entries(match=entry_id))
+        self.look()
+
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        if self.pinned:
+            entry_id = data.draw(st.sampled_from(sorted(self.pinned)))
+            assert self.store.pin_entry(entry_id, pinned=False)
+            del self.pinned[entry_id]
+
+    @rule(seconds=st.integers(1, TTL_S))
+    def wait(self, seconds: int) -> None:
+        self.clock.now_s += seconds
+        self.store.evict()
+
+    @rule()
+    def restart(self) -> None:
+        self.store.close()
+        self.open()
+        assert self.store.warnings == []
+
+    def look(self) -> None:
+        """What of a pinned prompt is there now must stay."""
+        prompts = {entry_id: keys for entry_id, _, keys in self.known}
+        for entry_id, (owner, _) in self.pinned.items():
+            missing = self.store.missing(prompts[entry_id])
+            self.pinned[entry_id] = owner, [key for key in prompts[entry_id] if key not in missing]
+
+    @invariant()
+    def pins_are_whole(self) -> None:
+        here = {found.id for found in self.store.list_entries(limit=-1) if found.pinned}
+        assert here == set(self.pinned)
+        for _, keys in self.pinned.values():
+            assert self.store.missing(keys) == []
+
+    @invariant()
+    def budgets_hold(self) -> None:
+        assert self.store.tier_status()["disk"].used_bytes <= BUDGET
+        assert all(user.disk_bytes <= QUOTA for user in self.store.usage().users)
+
+    def teardown(self) -> None:
+        assert self.store.check().problems == ()
+        self.store.close()
+        self.folder.cleanup()
+
+
+TestPinnedUnderPressure = PinnedUnderPressure.TestCase
+TestPinnedUnderPressure.settings = settings(deadline=None, max_examples=30, stateful_step_count=40)
 
 TestAgainstDictionaries = AgainstDictionaries.TestCase
 TestAgainstDictionaries.settings = settings(deadline=None, max_examples=20, stateful_step_count=16)

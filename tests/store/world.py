@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 
 from semcache.store.blocks import BlockKey, Owner
 from semcache.store.entries import Entry
-from semcache.store.store import Store
+from semcache.store.store import DATABASE_NAME, Store
 from semcache.store.tensors import KVSpan
 from semcache.store.vectors import Partition, unit
 
@@ -35,6 +37,7 @@ from .samples import (
 
 CHAINS: tuple[tuple[Owner, list[BlockKey]], ...] = ((ALICE, chain(3)), (BOB, chain(2, start=500)))
 TAIL_KEY, TAIL = tail_of(CHAINS[0][1]), tail()
+NAMES = [key.hash for key in (*CHAINS[0][1], TAIL_KEY)]
 ENTRIES = {
     item.id: item
     for item in (
@@ -59,7 +62,7 @@ def put_blocks(store: Store) -> list[bool]:
 
 
 def put_answers(store: Store) -> list[bool]:
-    done = [store.put_entry(item) for item in ENTRIES.values()]
+    done = [store.put_entry(item, NAMES if item.scope == ALICE.scope else ()) for item in ENTRIES.values()]
     done += [store.aliases.put(item) for item in ALIASES.values()]
     done.append(store.evidence.save_evidence(ALICE.scope, STATE, list(EVIDENCE.values())))
     done.append(store.evidence.add_negative(ALICE.scope, "pair"))
@@ -111,6 +114,29 @@ def read(store: Store) -> Counter[str]:
     return missed
 
 
+def behind_changed_files(before: Path, after: Path) -> Counter[str]:
+    """How many blocks and records a store cannot serve whose files changed: these, and what follows a changed block."""
+    changed = {path.name.split(".")[0] for path in files_of(before) if not _is_same(path, after, before)}
+    lost: Counter[str] = Counter()
+    for _, keys in CHAINS:
+        first = next((at for at, key in enumerate(keys) if key.hash in changed), len(keys))
+        lost["blocks"] += len(keys) - first
+    lost["tails"] += TAIL_KEY.hash in changed
+    return lost
+
+
+def _is_same(path: Path, after: Path, before: Path) -> bool:
+    now = after / path.relative_to(before)
+    # Sizes first: it may have become larger than what can be read.
+    return now.is_file() and now.stat().st_size == path.stat().st_size and now.read_bytes() == path.read_bytes()
+
+
+def rows_of(data_dir: Path, tables: Sequence[str]) -> dict[str, list[tuple[object, ...]]]:
+    """Everything that is committed, as another process sees it."""
+    with closing(sqlite3.connect(data_dir / DATABASE_NAME)) as connection:
+        return {table: sorted(connection.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
+
+
 def is_what_was_stored(found: Entry) -> bool:
     want = ENTRIES[found.id]
     if want.expires_at is None:  # a store with a TTL sets it
@@ -143,6 +169,8 @@ def look_around(store: Store) -> None:
     store.decisions.wrong_hits_by_user()
     store.evidence.of_entry(entry(1).id)
     store.list_entries(limit=-1)
+    store.prompt_stored(entry(1).id)
+    store.num_pinned()
     store.list_entries(sort="hits", match="question")
     store.recent_requests()
     store.usage()

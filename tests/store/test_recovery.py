@@ -1,0 +1,56 @@
+"""A database that went bad is put aside and a new one started; one of a newer version is left alone."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from semcache.errors import StoreError
+from semcache.store.store import Store
+
+from .conftest import OpenStore
+from .samples import PLENTY, block_files, chain, entry, put_chain
+
+
+@pytest.mark.parametrize("garbage", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_corrupt_database_is_put_aside_and_its_blocks_swept(
+    store: Store, open_store: OpenStore, data_dir: Path, garbage: bytes
+) -> None:
+    put_chain(store, chain(2))
+    store.close()
+    (data_dir / "semcache.db").write_bytes(garbage)
+    again = open_store()
+    (warning,) = again.warnings
+    (aside,) = data_dir.glob("semcache.db.corrupt-*")
+    assert aside.name in warning
+    assert aside.read_bytes() == garbage
+    assert block_files(data_dir) == []
+    assert again.put_entry(entry(1))
+    put_chain(again, chain(2))
+    assert again.check().ok
+
+
+def test_a_page_that_went_bad_is_found_at_the_next_start(store: Store, open_store: OpenStore, data_dir: Path) -> None:
+    for number in range(200):
+        store.put_entry(entry(number))
+    store.close()
+    path = data_dir / "semcache.db"
+    content = bytearray(path.read_bytes())
+    content[20 * 4096 : 24 * 4096] = b"\xa5" * (4 * 4096)
+    path.write_bytes(content)
+    again = open_store()
+    assert len(again.warnings) == 1
+    assert again.check().ok
+
+
+def test_a_database_of_a_newer_version_is_left_alone(store: Store, data_dir: Path) -> None:
+    store.close()
+    connection = sqlite3.connect(data_dir / "semcache.db")
+    connection.execute("INSERT INTO _sqlite_migrations (migration_set, name) VALUES ('semcache.store', '9999_later')")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match="newer semcache"):
+        Store.open(data_dir, PLENTY)
+    assert list(data_dir.glob("*corrupt*")) == []
