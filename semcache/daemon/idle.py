@@ -13,8 +13,9 @@ from enum import Enum, auto
 from typing import Protocol
 
 from semcache.daemon.cache.admit import PromptKV
-from semcache.daemon.loop import EngineLoop, Served
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import Request
+from semcache.daemon.served import Served
 
 log = logging.getLogger("semcache.idle")
 
@@ -115,6 +116,7 @@ class IdleTime:
         def hand_over(_done: Request, kv: PromptKV | None) -> None:
             loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(kv))
 
+        request.gives_way = True
         self._running = request
         self._engine.submit(request, hand_over)
         if self._busy.is_set():  # since the last look, while the pool was at work

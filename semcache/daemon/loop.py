@@ -12,49 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
-
-from semcache.daemon.cache.admit import PromptKV, wants_storing
 from semcache.daemon.drafts import Drafts
 from semcache.daemon.engine.engine import Engine
-from semcache.daemon.engine.model import ModelInfo
+from semcache.daemon.engine.sampler import NAN_LOGITS
 from semcache.daemon.engine.stream import TextStream
-from semcache.daemon.engine.tokenizer import Tokenizer
+from semcache.daemon.handover import HandOver, Handovers
 from semcache.daemon.request import Donor, Request, RequestState
 from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
+from semcache.daemon.served import ModelState, Served
 from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
 
 log = logging.getLogger("semcache.engine")
 
 Progress = Callable[[str, float | None], None]
 LoadEngine = Callable[[Progress], Engine]
-HandOver = Callable[[Request, PromptKV | None], None]
-
-
-# A shorter prompt says more about the cost of a call than about speed.
-_TELLING_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """What the engine thread is doing about the model; replaced as a whole, so any thread may read it."""
-
-    state: Literal["unloaded", "loading", "ready", "failed"] = "unloaded"
-    stage: str | None = None
-    progress: float | None = None
-    error: SemcacheError | None = None
-
-
-@dataclass(frozen=True)
-class Served:
-    """What stays known of a model when it has left memory: enough to tokenise and to find stored answers."""
-
-    info: ModelInfo
-    tokenizer: Tokenizer
-    numerics: str
-    num_slots: int
 
 
 @dataclass(frozen=True)
@@ -92,10 +64,9 @@ class EngineLoop:
         self._scheduler = Scheduler(0)
         self._streams: dict[str, TextStream] = {}
         self._drafts = Drafts(enabled=drafts)
-        self._hand_over: dict[str, HandOver] = {}
-        self._prefill_ms: dict[str, float] = {}
-        self.prefill_ms_per_token: float | None = None  # of long prompts lately; None before the first
+        self._handovers = Handovers()
         self._idle_since = clock()
+        self._is_to_unload = False
         self.model = ModelState()
         self.served: Served | None = None
         self.num_failures = 0
@@ -118,13 +89,18 @@ class EngineLoop:
         return self._scheduler.num_running
 
     @property
+    def prefill_ms_per_token(self) -> float | None:
+        """Of long prompts lately; None before the first."""
+        return self._handovers.prefill_ms_per_token
+
+    @property
     def unloads_in_s(self) -> float | None:
         if self._engine is None or not self._keep_alive_s or self._scheduler.num_running:
             return None
         return max(0.0, self._idle_since + self._keep_alive_s - self._clock())
 
     def submit(self, request: Request, hand_over: HandOver) -> None:
-        """Queue a request; `hand_over` gets its prompt KV on the engine thread, right after the request ended."""
+        """Queue a request; `hand_over` gets its KV on the engine thread, right after the request ended."""
         self._inbox.put(_Submit(request, hand_over))
 
     def cancel(self, request: Request, error: SemcacheError | None = None) -> None:
@@ -141,8 +117,8 @@ class EngineLoop:
         self._inbox.put(_Command(self._ensure_loaded))
 
     def unload(self) -> None:
-        """Free the model's memory once nothing runs; the cache stays."""
-        self._inbox.put(_Command(self._unload))
+        """Free the model's memory once nothing runs or waits; the cache stays."""
+        self._inbox.put(_Command(self._unload_when_idle))
 
     def stop(self, timeout_s: float | None = None) -> None:
         """End every live request and the thread."""
@@ -153,15 +129,28 @@ class EngineLoop:
     # Engine thread only, from here on
 
     def _run(self) -> None:
-        while self._take_messages():
-            self._end_cancelled()
-            self._step()
+        while True:
+            try:
+                self._serve()
+                break
+            except Exception as error:
+                # Nothing below should come to this; requests that nobody ends would wait for ever.
+                log.exception("the engine thread starts again")
+                self.num_failures += 1
+                self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
         self._fail_all(UnavailableError("the daemon is shutting down", retry_after_s=1))
         self._unload()
 
+    def _serve(self) -> None:
+        while self._take_messages():
+            self._end_cancelled()
+            if self._is_to_unload:
+                self._unload()
+            self._step()
+
     def _take_messages(self) -> bool:
         """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread."""
-        block = not any(True for _ in self._scheduler)
+        block = not self._is_to_unload and not any(True for _ in self._scheduler)
         while True:
             try:
                 message = self._inbox.get(block=block, timeout=self._until_unload() if block else None)
@@ -183,7 +172,7 @@ class EngineLoop:
         return max(0.0, self._idle_since + self._keep_alive_s - self._clock())
 
     def _take(self, message: _Submit) -> None:
-        self._hand_over[message.request.id] = message.hand_over
+        self._handovers.add(message.request, message.hand_over)
         self._ensure_loaded()
         self._scheduler.add(message.request)
         if self._engine is None:
@@ -205,12 +194,18 @@ class EngineLoop:
         else:
             self._engine = engine
             self._scheduler.num_slots = engine.num_slots
-            self.served = Served(engine.info, engine.tokenizer, engine.numerics, engine.num_slots)
+            self.served = Served(engine.info, engine.tokenizer, engine.numerics, engine.cut_tokens, engine.num_slots)
             self._idle_since = self._clock()
             self._set_model(ModelState("ready"))
 
+    def _unload_when_idle(self) -> None:
+        self._is_to_unload = True
+
     def _unload(self) -> None:
-        if self._engine is None or any(True for _ in self._scheduler):
+        if any(True for _ in self._scheduler):
+            return
+        self._is_to_unload = False
+        if self._engine is None:
             return
         log.info("unloading %s", self._engine.info.name)
         self._engine.close()
@@ -229,19 +224,27 @@ class EngineLoop:
     def _step(self) -> None:
         """One forward pass. An exception ends every running request and leaves the engine empty, not broken."""
         try:
-            while (request := self._scheduler.admit()) is not None:
-                self._begin(request)
+            # One at a time: restoring copies KV, and running streams wait for it as they do for a chunk.
+            if (request := self._scheduler.admit()) is not None:
+                self._alone(self._begin, request)
             step = self._scheduler.next_step()
             if isinstance(step, Prefill):
-                self._prefill(step.request)
+                self._alone(self._prefill, step.request)
             elif isinstance(step, Verify):
-                self._verify(step.request)
+                self._alone(self._verify, step.request)
             elif isinstance(step, Decode):
                 self._decode(step.requests)
         except Exception as error:
             log.exception("engine step failed")
             self.num_failures += 1
             self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"), only_running=True)
+
+    def _alone(self, action: Callable[[Request], None], request: Request) -> None:
+        """What the engine refuses about one request, such as logits that are no numbers, ends no other."""
+        try:
+            action(request)
+        except EngineError as error:
+            self._end(request, RequestState.FAILED, error)
 
     def _begin(self, request: Request) -> None:
         assert self._engine is not None
@@ -250,14 +253,16 @@ class EngineLoop:
         self._engine.begin(request)
         self._drafts.begin(request, self._engine.info.vocab_size, self._engine.info.eos_token_ids)
         request.times.restored = self._clock()
+        request.on_slot()
         self._streams[request.id] = self._engine.tokenizer.stream(request.sampling.stop)
-        self._prefill_ms[request.id] = 0.0
 
     def _prefill(self, request: Request) -> None:
         assert self._engine is not None
         started = self._clock()
-        token = self._engine.prefill(request)
-        self._prefill_ms[request.id] += (self._clock() - started) * 1e3
+        # Whoever else runs, waits or may come soon is not to wait for more than a chunk.
+        is_alone = self._scheduler.num_running == 1 and not self.num_waiting and not request.gives_way
+        token = self._engine.prefill(request, wide=is_alone)
+        self._handovers.add_prefill(request, (self._clock() - started) * 1e3)
         if token is not None:
             self._scheduler.start_decoding(request)
             self._accept(request, token)
@@ -266,7 +271,10 @@ class EngineLoop:
     def _decode(self, requests: list[Request]) -> None:
         assert self._engine is not None
         for request, token in zip(requests, self._engine.decode(requests), strict=True):
-            self._accept(request, token)
+            if token is None:
+                self._end(request, RequestState.FAILED, EngineError(NAN_LOGITS))
+            else:
+                self._accept(request, token)
         for request in requests:
             self._propose(request)
 
@@ -327,28 +335,18 @@ class EngineLoop:
         self._drafts.forget(request)
         request.settle_draft()
         request.end(state, error)
+        kv = None
         try:
-            kv = self._prompt_kv(request) if state is not RequestState.FAILED else None
-        finally:
-            if request.slot is not None and self._engine is not None:
-                self._engine.release(request)
-            self._prefill_ms.pop(request.id, None)
-            self._idle_since = self._clock()
-        self._hand_over.pop(request.id)(request, kv)
-
-    def _prompt_kv(self, request: Request) -> PromptKV | None:
-        if self._engine is None or request.slot is None or not wants_storing(request):
-            return None
-        if not isinstance(request.prompt_logits, torch.Tensor):
-            return None  # cancelled before the prompt was through
-        spans = list(request.restored)
-        num_fresh = request.num_prompt_tokens - request.num_restored
-        if num_fresh >= _TELLING_TOKENS:
-            speed, known = self._prefill_ms[request.id] / num_fresh, self.prefill_ms_per_token
-            self.prefill_ms_per_token = speed if known is None else 0.8 * known + 0.2 * speed
-        if num_fresh:
-            spans.append(self._engine.prompt_kv(request, request.num_restored))
-        return PromptKV(spans, request.prompt_logits, self._prefill_ms[request.id] / max(1, num_fresh))
+            if state is not RequestState.FAILED and self._engine is not None:
+                kv = self._handovers.take(request, self._engine)
+        except Exception:
+            # The answer is out; without its KV the next request computes again.
+            log.exception("the KV of request %s is not kept", request.id)
+            self.num_failures += 1
+        if request.slot is not None and self._engine is not None:
+            self._engine.release(request)
+        self._idle_since = self._clock()
+        self._handovers.finish(request, kv)
 
     def _fail_all(self, error: SemcacheError, *, only_running: bool = False) -> None:
         for request in list(self._scheduler):

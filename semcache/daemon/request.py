@@ -204,6 +204,7 @@ class Request:
     clock: Callable[[], float] = time.monotonic
     created_at: float = field(default_factory=time.time)  # wall clock, for people
     explains: bool = False  # the receipt tells every candidate
+    gives_way: bool = False  # idle work: ended within a chunk when somebody asks
 
     state: RequestState = RequestState.QUEUED
     receipt: Receipt | None = None
@@ -225,6 +226,8 @@ class Request:
     # Called once on the engine thread with the answer's first tokens, where no donor has said them; must not block.
     # What it finds comes back through `EngineLoop.offer`.
     seek_donors: Callable[[Sequence[int]], None] | None = None
+    # Called once on the engine thread when the request has its slot, so that `restored` waits for none; must not block.
+    on_slot: Callable[[], object] = lambda: None
     accepted_donor: Donor | None = None  # whose tokens became part of the answer last
     num_drafted: int = 0  # donor tokens that were put before the model
     num_draft_accepted: int = 0

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from semcache.daemon.engine.engine import Engine
 from semcache.daemon.loop import EngineLoop, Progress
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
 from semcache.errors import EngineError, ModelLoadError, RequestTimeoutError, SemcacheError, UnavailableError
+from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import load, save_model
 
 TIMEOUT_S = 60
@@ -24,10 +26,16 @@ class BrokenEngine(Engine):
     """Fails in the decode step for as long as `broken` is set, and waits in it for as long as `gate` is closed."""
 
     broken = False
+    no_room_for_kv = False
     gate = threading.Event()
     gate.set()
 
-    def decode(self, requests: Sequence[Request]) -> list[int]:
+    def prompt_kv(self, request: Request, start: int) -> KVSpan:
+        if self.no_room_for_kv:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return super().prompt_kv(request, start)
+
+    def decode(self, requests: Sequence[Request]) -> list[int | None]:
         assert self.gate.wait(TIMEOUT_S)
         if self.broken:
             raise RuntimeError("the card fell out")
@@ -57,6 +65,7 @@ def make_loop(folder: Path) -> Iterator[Callable[..., EngineLoop]]:
 
     yield make
     BrokenEngine.gate.set()
+    BrokenEngine.no_room_for_kv = False
     for loop in loops:
         loop.stop(TIMEOUT_S)
 
@@ -64,13 +73,13 @@ def make_loop(folder: Path) -> Iterator[Callable[..., EngineLoop]]:
 class Asked:
     """A request with its events and what was handed over."""
 
-    def __init__(self, prompt: str = "hello there", *, max_tokens: int = 8, user: str = "os:1") -> None:
+    def __init__(self, prompt: str = "hello there", *, max_tokens: int = 8, user: str = "os:1", **fields: Any) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.handed: queue.SimpleQueue[PromptKV | None] = queue.SimpleQueue()
         self.request = Request(
             id=f"{prompt}-{id(self)}", user=user, model="m", messages=(Message("user", prompt),),
             prompt_tokens=list(prompt.encode()), sampling=Sampling(max_tokens=max_tokens), options=CacheOptions(),
-            publish=self.events.put,
+            publish=self.events.put, **fields,
         )  # fmt: skip
 
     def submit(self, loop: EngineLoop) -> Asked:
@@ -153,6 +162,67 @@ def test_a_failing_step_ends_its_requests_and_no_others(make_loop: Callable[...,
     assert loop.num_failures == 1
     assert loop.is_alive
     assert Asked("works again").submit(loop).end().state is RequestState.FINISHED
+
+
+def test_kv_that_cannot_be_copied_is_not_kept_and_nothing_else_happens(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop()
+    BrokenEngine.no_room_for_kv = True
+    finished = Asked().submit(loop)
+    assert finished.end().state is RequestState.FINISHED
+    assert finished.kv() is None
+    cancelled = Asked(max_tokens=200).submit(loop)
+    cancelled.first_token()
+    loop.cancel(cancelled.request)
+    assert cancelled.end().state is RequestState.CANCELLED
+    assert cancelled.kv() is None
+    BrokenEngine.no_room_for_kv = False
+    after = Asked().submit(loop)
+    assert after.end().state is RequestState.FINISHED
+    assert after.kv() is not None
+    assert loop.num_failures == 2
+
+
+def test_numbers_that_are_none_end_one_request_and_no_other(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=3)
+    BrokenEngine.gate.clear()
+    well = Asked(max_tokens=20).submit(loop)
+    well.first_token()
+    nan = torch.full((2, 2, 16, 16), float("nan"))
+    ill = Asked("x" * 17, restored=[KVSpan(nan, nan)], num_restored=16).submit(loop)
+    # Its first token comes from stored logits, so that only the decode step that it shares meets the KV.
+    late = Asked("x" * 16, restored=[KVSpan(nan, nan)], num_restored=16, prompt_logits=torch.zeros(272)).submit(loop)
+    BrokenEngine.gate.set()
+    assert [asked.end().state for asked in (well, ill, late)] == [
+        RequestState.FINISHED, RequestState.FAILED, RequestState.FAILED,
+    ]  # fmt: skip
+    assert "NaN" in str(ill.request.error)
+    assert "NaN" in str(late.request.error)
+    assert loop.num_failures == 0
+
+
+def test_kv_of_another_model_is_refused_alone(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop()
+    other = torch.zeros(3, 2, 16, 16)
+    refused = Asked("x" * 17, restored=[KVSpan(other, other)], num_restored=16).submit(loop)
+    assert refused.end().state is RequestState.FAILED
+    assert "not of this model" in str(refused.request.error)
+    assert Asked().submit(loop).end().state is RequestState.FINISHED
+    assert loop.num_running == 0
+
+
+def test_an_unload_waits_for_what_runs(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=1)
+    BrokenEngine.gate.clear()
+    running = Asked(max_tokens=20).submit(loop)
+    running.first_token()
+    waiting = Asked("next").submit(loop)
+    loop.unload()
+    BrokenEngine.gate.set()
+    assert [asked.end().state for asked in (running, waiting)] == [RequestState.FINISHED] * 2
+    left = queue.SimpleQueue[str]()
+    loop._on_change = lambda: left.put(loop.model.state)
+    if loop.model.state != "unloaded":
+        assert left.get(timeout=TIMEOUT_S) == "unloaded"
 
 
 def test_a_model_that_cannot_load_fails_every_request_with_the_reason(make_loop: Callable[..., EngineLoop]) -> None:

@@ -45,7 +45,7 @@ def running(step: PrefillStep | DecodeStep) -> Iterator[None]:
 
 def attend(
     module: nn.Module,
-    query: Tensor,  # prefill [1, num_heads, chunk, key_dim], decode [rows, num_heads, 1, key_dim]
+    query: Tensor,  # prefill [1, num_heads, stop - start, key_dim], decode [rows, num_heads, 1, key_dim]
     key: Tensor,  # prefill [1, kv_heads, stop, key_dim], decode: the layer's whole pool
     value: Tensor,
     attention_mask: Tensor | None,
@@ -58,7 +58,14 @@ def attend(
     step = _current_step.get()
     _refuse_unknown(module, attention_mask, dropout, step.context_tokens, arguments)
     if step.rows is None:
-        return _prefill(query, key, value, scaling, step.mask).transpose(1, 2), None
+        parts = [
+            _prefill(
+                query[:, :, chunk.start - step.start : chunk.stop - step.start], key[:, :, : chunk.stop],
+                value[:, :, : chunk.stop], scaling, chunk.mask,
+            )
+            for chunk in step.chunks
+        ]  # fmt: skip
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2), None
     outputs = [
         _decode_row(query[i], key[slot, :, :num_tokens], value[slot, :, :num_tokens], scaling)
         for i, (slot, num_tokens) in enumerate(step.rows)

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from semcache.config import Exactness
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.draft import Proposal, usable
 from semcache.daemon.engine.fingerprint import numerics
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.prefill import chunk_logits, last_chunk_start, next_stop, prefill_chunk
-from semcache.daemon.engine.sampler import SampleKey, sample
+from semcache.daemon.engine.prefill import chunk_logits, last_cut, next_stop, prefill_chunk
+from semcache.daemon.engine.sampler import NAN_LOGITS, SampleKey, sample
+from semcache.daemon.engine.trial import try_out
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
 from semcache.daemon.request import Request
 from semcache.errors import EngineError
@@ -28,17 +30,29 @@ class Engine:
     """A loaded model with its slots; CUDA is a setting whose code is plain and has not run on a card yet."""
 
     def __init__(
-        self, loaded: LoadedModel, *, num_slots: int, prefill_chunk_tokens: int, tie_margin: float = 0.0
-    ) -> None:
+        self, loaded: LoadedModel, *, num_slots: int, prefill_chunk_tokens: int, tie_margin: float = 0.0,
+        exactness: Exactness = "bitwise",
+    ) -> None:  # fmt: skip
         self.info = loaded.info
         self.tokenizer = loaded.tokenizer
         self.num_slots = num_slots
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.tie_margin = tie_margin or TIE_MARGINS[loaded.info.dtype]
-        self.numerics = numerics(loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, loaded.info.products)
+        # KV may be reused up to a multiple of this.
+        self.cut_tokens = prefill_chunk_tokens if exactness == "bitwise" else 1
         self._model = loaded.model
         self._pool = SlotPool(loaded.info, num_slots)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
+        trial = try_out(loaded.model, self._pool, prefill_chunk_tokens)
+        self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
+        self.numerics = numerics(
+            loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, loaded.info.products, trial.digest, exactness
+        )
+
+    @property
+    def reuses_answers(self) -> bool:
+        """Whether KV of decode steps may be reused: a prefill of the same tokens rounds differently."""
+        return self.cut_tokens == 1
 
     @property
     def num_free_slots(self) -> int:
@@ -57,22 +71,26 @@ class Engine:
         if request.num_restored == request.num_prompt_tokens:
             if request.prompt_logits is not None:
                 return
-            # All KV but no logits: the last chunk runs again, with the shape that it had when it ran first.
-            request.num_computed = last_chunk_start(request.num_prompt_tokens, self.prefill_chunk_tokens)
+            # All KV but no logits: what lies behind the last cut runs again; in `bitwise` that is the last chunk, with
+            # the shape that it had when it ran first.
+            request.num_computed = last_cut(request.num_prompt_tokens, self.cut_tokens)
         try:
             self._restore(request)
         except EngineError:
             self.release(request)
             raise
 
-    def prefill(self, request: Request) -> int | None:
-        """Run one chunk; the first token of the answer when the prompt is complete, else None.
+    def prefill(self, request: Request, *, wide: bool = False) -> int | None:
+        """Run one chunk, or several where `wide`; the first token of the answer when the prompt is complete, else None.
 
-        A prompt whose KV and logits were both restored needs no forward.
+        How many are run at once changes no bit. A prompt whose KV and logits were both restored needs no forward.
         """
         start, num_prompt_tokens = request.num_computed, request.num_prompt_tokens
         if start < num_prompt_tokens:
-            stop = next_stop(start, num_prompt_tokens, self.prefill_chunk_tokens)
+            stop = next_stop(start, num_prompt_tokens, self.prefill_chunk_tokens, self.cut_tokens)
+            if wide and stop - start == self.prefill_chunk_tokens:
+                num_chunks = (num_prompt_tokens - start) // self.prefill_chunk_tokens
+                stop = start + self.prefill_chunk_tokens * next((w for w in self.widths if w <= num_chunks), 1)
             with torch.inference_mode():
                 logits = prefill_chunk(
                     self._model,
@@ -81,6 +99,7 @@ class Engine:
                     request.prompt_tokens[start:stop],
                     start,
                     is_last=stop == num_prompt_tokens,
+                    chunk_tokens=self.prefill_chunk_tokens,
                 )
             request.num_computed = stop
             request.num_passes += 1
@@ -90,6 +109,8 @@ class Engine:
             request.prompt_logits = logits.to("cpu", torch.float32, copy=True)
         assert isinstance(request.prompt_logits, Tensor), request.id
         [token] = sample(request.prompt_logits[None], [_sample_key(request, request.num_computed)])
+        if token is None:
+            raise EngineError(NAN_LOGITS)
         if request.donor is not None:
             # The prompt's own logits judge the donor's first token, without a pass.
             request.donor_regret = regrets(request.prompt_logits[None], request.donor.tokens[:1])[0]
@@ -97,8 +118,11 @@ class Engine:
             request.num_draft_accepted = int(token == request.donor.tokens[0])
         return token
 
-    def decode(self, requests: Sequence[Request]) -> list[int]:
-        """The next token of each request, from one forward; the newest output token of each is the input."""
+    def decode(self, requests: Sequence[Request]) -> list[int | None]:
+        """The next token of each request, from one forward; the newest output token of each is the input.
+
+        None for a request whose logits are NaN.
+        """
         rows = [DecodeRow(self._slot(request), request.num_computed, _newest(request)) for request in requests]
         for request in requests:
             self._restore(request)
@@ -158,6 +182,14 @@ class Engine:
         assert request.num_computed >= request.num_prompt_tokens, request.id
         self._restore(request)
         return self._pool.snapshot(self._slot(request), start, request.num_prompt_tokens)
+
+    def answer_kv(self, request: Request) -> KVSpan:
+        """Host copy of the KV of the answer's tokens, without the newest where no step has taken it yet."""
+        num_tokens = request.num_prompt_tokens + len(request.output_tokens)
+        self._restore(request)
+        # A verification that went on behind the answer's end has counted more.
+        stop = min(request.num_computed, num_tokens)
+        return self._pool.snapshot(self._slot(request), request.num_prompt_tokens, stop)
 
     def release(self, request: Request) -> None:
         """Give the request's slot back; harmless when it has none."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,15 +23,23 @@ if TYPE_CHECKING:
 _CAPACITY_MULTIPLE = 64
 
 
+class Chunk(NamedTuple):
+    """Tokens [start, stop) of a prompt."""
+
+    start: int
+    stop: int
+    mask: Any  # None for the first of a prompt, else what SDPA takes as attn_mask
+
+
 @dataclass(frozen=True)
 class PrefillStep:
-    """One chunk of one prompt: tokens [start, stop) of the row in `slot`."""
+    """Tokens [start, stop) of the row in `slot`: one chunk of a prompt, or several, whose attention is kept apart."""
 
     slot: int
     start: int
     stop: int
     context_tokens: int
-    mask: Any  # None for the first chunk, else what SDPA takes as attn_mask
+    chunks: tuple[Chunk, ...]
     rows: None = None
 
 
@@ -43,7 +51,6 @@ class DecodeStep:
     slots: Tensor  # [rows]
     positions: Tensor  # [rows]
     context_tokens: int
-    mask: None = None
 
 
 class SlotPool:
@@ -114,10 +121,13 @@ class SlotPool:
             values[layer].copy_(self.values[layer][slot, :, start:stop])
         return KVSpan(keys, values)
 
-    def prefill_step(self, slot: int, start: int, stop: int) -> PrefillStep:
-        """The step for one prefill chunk, with the mask that all its layers share."""
-        mask = None if start == 0 else _lower_right_mask(start, stop, self.keys[0])
-        return PrefillStep(slot, start, stop, self.info.context_tokens, mask)
+    def prefill_step(self, slot: int, start: int, stop: int, chunk_tokens: int | None = None) -> PrefillStep:
+        """The step for one prefill chunk, or for several of `chunk_tokens`, with masks that all layers share."""
+        starts = range(start, stop, chunk_tokens or stop - start)
+        chunks = [(first, min(first + starts.step, stop)) for first in starts]
+        masks = [None if first == 0 else _lower_right_mask(first, last, self.keys[0]) for first, last in chunks]
+        parts = tuple(Chunk(*chunk, mask) for chunk, mask in zip(chunks, masks, strict=True))
+        return PrefillStep(slot, start, stop, self.info.context_tokens, parts)
 
     def decode_step(self, rows: Sequence[tuple[int, int]]) -> DecodeStep:
         """The step for one token in each of `rows`: (slot, position of the new token)."""

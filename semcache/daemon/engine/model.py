@@ -195,7 +195,7 @@ def _describe(
     device: str,
     dtype: str,
 ) -> ModelInfo:
-    fingerprint = model_fingerprint(folder)
+    fingerprint = model_fingerprint(folder, dtype)
     parameters = list(model.parameters())
     weights_bytes = sum(parameter.nbytes for parameter in parameters)
     eos_token_ids = _eos_token_ids(model, tokenizer)

@@ -55,6 +55,9 @@ class PackedLinear(nn.Module):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
         return product
 
+    def extra_repr(self) -> str:
+        return f"{self.sizes}, {self._packed.dtype}, bias={self._bias is not None}"
+
     def kept(self) -> list[Tensor]:
         """The tensors that it holds."""
         return [tensor for tensor in (self._packed, self._plain, self._bias) if tensor is not None]
@@ -99,6 +102,9 @@ class LinearShare(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return self._shared.output(self._index, states)
+
+    def extra_repr(self) -> str:
+        return f"{self._index} of {self.product.extra_repr()}"
 
     def unpacked(self) -> nn.Linear:
         """The module it was made of, with the same bits."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from semcache.daemon.request import Sampling
 from semcache.errors import EngineError
 
+NAN_LOGITS = "the model computed NaN logits; try model.dtype = float32"
 _MASK_64 = (1 << 64) - 1
 
 
@@ -27,13 +28,15 @@ class SampleKey:
     position: int
 
 
-def sample(logits: Tensor, keys: Sequence[SampleKey]) -> list[int]:
-    """One token id for each row of logits [rows, vocab]; equal logits go to the lowest id."""
-    best = logits.argmax(dim=-1)  # the first of equal maxima, on every device
-    _refuse_nan(logits.gather(1, best[:, None]))
-    tokens: list[int] = best.tolist()
+def sample(logits: Tensor, keys: Sequence[SampleKey]) -> list[int | None]:
+    """One token id for each row of logits [rows, vocab], None where they are NaN; equal logits go to the lowest id."""
+    best = logits.argmax(dim=-1)  # the first of equal maxima and of NaN, on every device
+    is_nan = logits.gather(1, best[:, None]).isnan()[:, 0].tolist()
+    tokens: list[int | None] = best.tolist()
     for row, key in enumerate(keys):
-        if not key.sampling.is_greedy:
+        if is_nan[row]:
+            tokens[row] = None
+        elif not key.sampling.is_greedy:
             tokens[row] = _sample_row(logits[row].to("cpu", torch.float32), key)
     return tokens
 
@@ -44,7 +47,8 @@ def sample_clearly(logits: Tensor, keys: Sequence[SampleKey], tie_margin: float)
     Rows are sampled as they are asked for, so that nothing is spent on rows behind the first mismatch.
     """
     top = logits.topk(2, dim=-1)
-    _refuse_nan(top.values)
+    if top.values.isnan().any():
+        raise EngineError(NAN_LOGITS)
     margins = (top.values[:, 0].float() - top.values[:, 1].float()).tolist()
     tokens: list[int] = top.indices[:, 0].tolist()
     for row, key in enumerate(keys):
@@ -52,11 +56,6 @@ def sample_clearly(logits: Tensor, keys: Sequence[SampleKey], tie_margin: float)
             yield tokens[row] if margins[row] > tie_margin else None
         else:
             yield _sample_row_clearly(logits[row].to("cpu", torch.float32), key, tie_margin)
-
-
-def _refuse_nan(largest: Tensor) -> None:
-    if largest.isnan().any():
-        raise EngineError("the model computed NaN logits; try model.dtype = float32")
 
 
 def _sample_row(logits: Tensor, key: SampleKey) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +177,27 @@ def test_full_kv_without_logits_runs_the_last_chunk_again(engine: Engine, num_pr
     assert torch.equal(warm.prompt_logits, cold.prompt_logits)
 
 
+def test_in_rounding_full_kv_without_logits_runs_the_last_token_again(loaded: Loaded) -> None:
+    engine = Engine(loaded(), num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness="rounding")
+    prompt = random_prompt(random.Random(5), 2 * CHUNK_TOKENS)
+    cold = start(engine, request_for(prompt))
+    warm = restored_request(prompt, [engine.prompt_kv(cold, 0)])
+    engine.begin(warm)
+    assert warm.num_computed == len(prompt) - 1
+    assert isinstance(engine.prefill(warm), int)
+    assert torch.allclose(warm.prompt_logits, cold.prompt_logits, atol=1e-4)
+    assert engine.reuses_answers
+
+
+def test_in_rounding_a_chunk_is_full_wherever_it_begins(loaded: Loaded) -> None:
+    engine = Engine(loaded(), num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness="rounding")
+    prompt = random_prompt(random.Random(5), 10 + CHUNK_TOKENS)
+    cold = start(engine, request_for(prompt))
+    warm = restored_request(prompt, [engine.prompt_kv(cold, 0).slice(0, 10)])
+    assert count_forwards(engine, lambda: start(engine, warm)) == 1
+    assert warm.output_tokens == cold.output_tokens
+
+
 def test_prefill_runs_one_chunk_at_a_time(engine: Engine) -> None:
     request = request_for(random_prompt(random.Random(6), 2 * CHUNK_TOKENS + 1))
     engine.begin(request)
@@ -271,3 +296,33 @@ def test_close_frees_the_pool(loaded: Loaded) -> None:
     engine = make_engine(loaded())
     engine.close()
     assert not hasattr(engine, "_pool")
+
+
+_IN_A_NEW_PROCESS = """
+import hashlib
+from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.model import load_model
+from tests.daemon.engine.conftest import request_for, start
+loaded = load_model("mini", device="cpu", dtype="float32", max_context_tokens=512, progress=lambda *_: None)
+engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
+request = start(engine, request_for([i * 7 % 1000 for i in range(200)]))
+print(engine.numerics)
+print(hashlib.sha256(engine.prompt_kv(request, 0).keys.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_numerics_tell_processes_apart_that_compute_other_bits() -> None:
+    """A library setting that changes kernels is in no list of ours."""
+
+    def run(**settings: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", _IN_A_NEW_PROCESS], env={**os.environ, **settings}, capture_output=True, text=True,
+            check=True, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    numerics, bits = run()
+    assert run() == [numerics, bits]
+    for settings in ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"MKL_CBWR": "COMPATIBLE"}):
+        others, other_bits = run(**settings)
+        assert (others == numerics) == (other_bits == bits), settings

@@ -106,7 +106,15 @@ def test_slots_are_allocated_on_a_common_boundary() -> None:
 
 
 def test_the_mask_of_a_later_chunk_is_causal_from_the_lower_right() -> None:
-    mask = SlotPool(INFO, 1).prefill_step(0, 2, 5).mask
+    [(_, _, mask)] = SlotPool(INFO, 1).prefill_step(0, 2, 5).chunks
     allowed = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert (mask == 0).tolist() == [[bool(cell) for cell in row] for row in allowed]
-    assert SlotPool(INFO, 1).prefill_step(0, 0, 5).mask is None
+    assert SlotPool(INFO, 1).prefill_step(0, 0, 5).chunks == ((0, 5, None),)
+
+
+def test_a_wide_step_has_the_chunks_that_it_would_have_alone() -> None:
+    pool = SlotPool(INFO, 1)
+    alone = [*pool.prefill_step(0, 4, 8).chunks, *pool.prefill_step(0, 8, 12).chunks]
+    wide = pool.prefill_step(0, 4, 12, 4).chunks
+    assert [chunk[:2] for chunk in wide] == [chunk[:2] for chunk in alone] == [(4, 8), (8, 12)]
+    assert all(torch.equal(ours.mask, other.mask) for ours, other in zip(wide, alone, strict=True))

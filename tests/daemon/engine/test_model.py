@@ -31,7 +31,7 @@ def test_what_is_loaded_is_described(loaded: Callable[..., LoadedModel], model_f
     assert info.pad_token_id == 257
     assert info.architecture == "LlamaForCausalLM"
     assert info.folder_id == f"llama-{info.fingerprint[:12]}"
-    assert loaded("llama").info.fingerprint == info.fingerprint  # the dtype is part of the numerics instead
+    assert loaded("llama").info.fingerprint != info.fingerprint  # answers in another dtype are other answers
 
 
 def test_the_default_dtype_on_cpu_is_float32(folder: Path) -> None:

@@ -81,9 +81,10 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert set(draw(torch.tensor([1.0, 3.0, 2.999]), Sampling(temperature=1e-30), 50)) == {1}
 
 
-def test_nan_logits_are_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(EngineError, match=r"NaN.*float32"):
-        sample(torch.tensor([[0.0, math.nan]]), [SampleKey(Sampling(), 0, 0)])
+def test_nan_logits_give_no_token_to_their_row_alone() -> None:
+    logits = torch.tensor([[0.0, math.nan], [0.0, 1.0], [math.nan, 0.0]])
+    keys = [SampleKey(Sampling(), 0, 0), SampleKey(Sampling(), 0, 0), SampleKey(Sampling(temperature=1.0), 0, 0)]
+    assert sample(logits, keys) == [None, 1, None]
 
 
 def clear(logits: torch.Tensor, sampling: Sampling, margin: float, position: int = 0) -> int | None:
