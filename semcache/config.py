@@ -21,6 +21,7 @@ Check = Callable[[Any], str | None]
 
 StrategyName = Literal["per_user", "global_user", "global_only", "no_cache"]
 AllowGlobal = Literal["off", "own", "all"]
+Exactness = Literal["bitwise", "rounding"]
 
 
 def _one_of(*choices: str) -> Check:
@@ -71,7 +72,7 @@ class EngineConfig:
     slots: int = _key(0, "requests computed at once; 0 sizes it from free memory", _zero_or_at_least(1))
     max_context_tokens: int = _key(0, "served context; 0 is the smaller of the model's and 8192", _zero_or_at_least(16))
     prefill_chunk_tokens: int = _key(
-        128, "prefill step and cut of KV reuse; a multiple of cache.block_tokens", _at_least(16)
+        128, "prefill step; in bitwise also the cut of KV reuse, and a multiple of cache.block_tokens", _at_least(16)
     )
     tie_margin: float = _key(
         0.0, "logits closer than this are a tie, which drafts leave to plain decode; 0 follows the dtype", _at_least(0)
@@ -82,7 +83,11 @@ class EngineConfig:
 class CacheConfig:
     strategy: str = _key("per_user", "what a request may read and where it is stored", _one_of(*get_args(StrategyName)))
     allow_global: str = _key("own", "who shares the global scope", _one_of(*get_args(AllowGlobal)))
-    exactness: str = _key("bitwise", "bitwise: restored KV gives bit-identical logits", _one_of("bitwise"))
+    exactness: Exactness = _key(  # noqa: RUF009 - a string, as the others
+        "bitwise",
+        "bitwise: restored KV gives bit-identical logits; rounding: more is reused, logits may differ in last bits",
+        _one_of(*get_args(Exactness)),
+    )
     block_tokens: int = _key(64, "tokens of one KV block", _block_size)
     ram_bytes: int = _key(0, "RAM tier; 0 is 10 % of memory", _at_least(0))
     disk_bytes: int = _key(0, "disk tier; 0 is the smaller of 20 GB and a quarter of free space", _at_least(0))
@@ -271,7 +276,7 @@ def _build(merged: Mapping[str, Value], origins: Mapping[str, str]) -> Config:
         for section, cls in _sections()
     }
     config = Config(**parts, origins=dict(origins))
-    if config.engine.prefill_chunk_tokens % config.cache.block_tokens:
+    if config.cache.exactness == "bitwise" and config.engine.prefill_chunk_tokens % config.cache.block_tokens:
         raise ConfigError(
             f"engine.prefill_chunk_tokens = {config.engine.prefill_chunk_tokens} is not a multiple of "
             f"cache.block_tokens = {config.cache.block_tokens}; reuse is cut at chunk "

@@ -32,7 +32,7 @@ def engine() -> Iterator[Engine]:
 
 def model_key(engine: Engine) -> ModelKey:
     info = engine.info
-    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.prefill_chunk_tokens, 64)
+    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.cut_tokens, 64)
 
 
 def request_of(engine: Engine, question: str, context: str | None, mode: CacheMode) -> Request:
@@ -102,7 +102,7 @@ def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(engine: Engi
         assert answer == warm_answer
         num_full += 1
         # The same prompt cut at every chunk boundary: the rest is computed, and gives the same bits.
-        blocks_per_chunk = model.prefill_chunk_tokens // model.block_tokens
+        blocks_per_chunk = model.cut_tokens // model.block_tokens
         cuts = list(range(0, len(match.spans), blocks_per_chunk))
         for num_blocks in cuts if len(cuts) < 10 else cuts[:: len(cuts) // 3]:
             partial = request_of(engine, question, context, CacheMode.PREFIX)

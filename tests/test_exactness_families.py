@@ -67,9 +67,7 @@ def find(store: Store, engine: Engine, tokens: Sequence[int]) -> Match:
 
 def key_of(engine: Engine) -> ModelKey:
     info = engine.info
-    return ModelKey(
-        info.name, info.folder_id, info.fingerprint, engine.numerics, engine.prefill_chunk_tokens, BLOCK_TOKENS
-    )
+    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.cut_tokens, BLOCK_TOKENS)
 
 
 def cold(engine: Engine, tokens: Sequence[int]) -> tuple[Request, KVSpan]:

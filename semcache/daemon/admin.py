@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -95,17 +96,29 @@ def routes(
 
     @router.delete("/v1/semcache/entries/{entry_id}", response_model=None)
     async def remove(http: Request, entry_id: str) -> dict[str, int]:
+        await service.settled()  # what was answered before this call leaves nothing behind that is still to be queued
         await in_pool(library.remove, principal(http.scope["state"]), entry_id)
         return {"removed": 1}
 
+    @router.put("/v1/semcache/entries/{entry_id}/pin", response_model=None)
+    async def pin(http: Request, entry_id: str) -> wire.PinResult:
+        await service.settled()  # the KV of what was just answered counts
+        caller = principal(http.scope["state"])
+        return await in_pool(partial(library.pin, caller, entry_id, pinned=True))  # type: ignore[no-any-return]
+
+    @router.delete("/v1/semcache/entries/{entry_id}/pin", response_model=None)
+    async def unpin(http: Request, entry_id: str) -> wire.PinResult:
+        caller = principal(http.scope["state"])
+        return await in_pool(partial(library.pin, caller, entry_id, pinned=False))  # type: ignore[no-any-return]
+
     @router.post("/v1/semcache/clear", response_model=None)
-    async def clear(http: Request) -> dict[str, int]:
+    async def clear(http: Request) -> wire.Cleared:
         body = bodies.parse(bodies.ClearBody, await http.body())
         caller = principal(http.scope["state"])
         whose = canonical_user(caller, body.user) if body.user is not None else None
         await service.settled()  # what was answered before this call is removed too
-        num_entries, num_blocks = await in_pool(library.clear, caller, whose, body.namespace)
-        return {"entries": num_entries, "blocks": num_blocks}
+        clear = partial(library.clear, caller, whose, body.namespace, keep_pinned=not body.all)
+        return await in_pool(clear)  # type: ignore[no-any-return]
 
     @router.post("/v1/semcache/check", response_model=None)
     async def check(http: Request) -> wire.CheckReport:

@@ -17,14 +17,14 @@ from semcache.daemon.asked import model_key
 from semcache.daemon.cache.admit import Admission, PromptKV
 from semcache.daemon.cache.lookup import Lookup, ModelKey, PromptKeys
 from semcache.daemon.idle import Compute, Worked
-from semcache.daemon.loop import Served
 from semcache.daemon.request import CacheMode, CacheOptions, Request, RequestState, Sampling
+from semcache.daemon.served import Served
 from semcache.daemon.turns import Turn, Turns
 from semcache.store.store import Store
 
 log = logging.getLogger("semcache.ahead")
 
-# So many tokens are computed before they are stored: an interruption loses no more than that.
+# So many tokens are computed before they are stored, at most: an interruption loses no more than that.
 PIECE_TOKENS = 1024
 
 
@@ -43,7 +43,10 @@ class PrefillAhead:
         self._pool = pool
         self._chunk = chunk_tokens
         self._block = block_tokens
-        self._piece = max(1, piece_tokens // chunk_tokens) * chunk_tokens
+        self._max_chunks = max(1, piece_tokens // chunk_tokens)
+        # What is interrupted is lost, so pieces become smaller with every interruption, down to one chunk: whoever
+        # leaves time for one chunk between two questions still gets on. They grow again with every one that is stored.
+        self._num_chunks = self._max_chunks
         self._on_done = on_done
 
     async def work(self, served: Served, compute: Compute) -> Worked:
@@ -63,18 +66,20 @@ class PrefillAhead:
     async def _extend(self, turn: Turn, served: Served, compute: Compute) -> bool:
         """False when nothing more can be done for it."""
         running = asyncio.get_running_loop()
-        model = model_key(served, prefill_chunk_tokens=self._chunk, block_tokens=self._block)
+        model = model_key(served, block_tokens=self._block)
         request = await running.run_in_executor(self._pool, self._prepare, turn, model)
         if request is None:
             return False
         kv = await compute(request)
         if request.state is RequestState.CANCELLED:
+            self._num_chunks = max(1, self._num_chunks // 2)
             return True
         if request.state is not RequestState.FINISHED or kv is None:
             return False
         store = partial(self._store_piece, request, turn, model, kv)
         if not await running.run_in_executor(self._pool, self._turns.keep, turn, store):
             return False  # forgotten meanwhile, or there is no room for it
+        self._num_chunks = min(self._max_chunks, 2 * self._num_chunks)
         turn.num_done = request.num_prompt_tokens
         if turn.num_done < len(turn.tokens):
             return True
@@ -89,9 +94,10 @@ class PrefillAhead:
         turn.num_done = max(turn.num_done, self._num_stored(turn, model))
         if turn.num_done >= len(turn.tokens):
             return None
+        stop = turn.num_done + self._num_chunks * self._chunk
         request = Request(
             id=f"turn_{secrets.token_hex(8)}", user=turn.user, model=model.name, messages=turn.messages,
-            prompt_tokens=turn.tokens[: turn.num_done + self._piece], sampling=Sampling(max_tokens=1),
+            prompt_tokens=turn.tokens[:stop], sampling=Sampling(max_tokens=1),
             options=CacheOptions(mode=CacheMode.PREFIX), publish=lambda _event: None,
         )  # fmt: skip
         match = self._lookup.find(request, turn.access, model, preview=True)

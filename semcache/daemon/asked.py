@@ -9,8 +9,8 @@ from dataclasses import replace
 from semcache.daemon.cache.lookup import ModelKey
 from semcache.daemon.cache.similar import Neighbour
 from semcache.daemon.live import Ask
-from semcache.daemon.loop import Served
 from semcache.daemon.request import Donor, Event, Request
+from semcache.daemon.served import Served
 from semcache.errors import PromptTooLongError, UsageError
 
 
@@ -62,10 +62,10 @@ def _answer_tokens(served: Served, answer: str) -> tuple[int, ...]:
     return tuple(tokens[num_in_front:])
 
 
-def model_key(served: Served, *, prefill_chunk_tokens: int, block_tokens: int) -> ModelKey:
+def model_key(served: Served, *, block_tokens: int) -> ModelKey:
     """What answers and KV of the served model are keyed by."""
     info = served.info
     return ModelKey(
         name=info.name, folder_id=info.folder_id, fingerprint=info.fingerprint, numerics=served.numerics,
-        prefill_chunk_tokens=prefill_chunk_tokens, block_tokens=block_tokens,
+        cut_tokens=served.cut_tokens, block_tokens=block_tokens,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from semcache.daemon.cache.equivalence import judge_prompt, read_judgement
 from semcache.daemon.cache.identity import Identity, identify
 from semcache.daemon.cache.lessons import Lessons, OpenQuestion
 from semcache.daemon.idle import Compute, Worked
-from semcache.daemon.loop import Served
 from semcache.daemon.request import CacheMode, CacheOptions, Donor, Message, Request, RequestState, Sampling
+from semcache.daemon.served import Served
 from semcache.store.decisions import Decision
 from semcache.store.entries import Entry
 from semcache.store.store import Store

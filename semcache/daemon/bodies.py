@@ -101,7 +101,7 @@ class ChatBody(_Sampled):
             user=user, messages=messages, model=self.model,
             sampling=self.sampling(config, self.max_completion_tokens or self.max_tokens),
             options=cache_options(config, self.cache_strategy, self.cache, cache_control, self.cache_namespace),
-            template_options=tuple(sorted((k, str(v)) for k, v in self.chat_template_kwargs.items())),
+            template_options=tuple(sorted((k, _option(v)) for k, v in self.chat_template_kwargs.items())),
             explains=self.explain,
         )  # fmt: skip
 
@@ -173,6 +173,7 @@ class TuneBody(_Strict):
 class ClearBody(_Strict):
     namespace: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     user: str | None = None
+    all: bool = False  # pinned answers too
 
 
 class CheckBody(_Strict):
@@ -202,6 +203,16 @@ def cache_options(
         refresh="no-cache" in directives, no_store="no-store" in directives,
         cached_only="only-if-cached" in directives, namespace=namespace,
     )  # fmt: skip
+
+
+def _option(value: str | int | float | bool) -> str:
+    """A template option as text from which the template gets the same value back: JSON, or a string that is none."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
 
 
 def parse(cls: type[Body], raw: bytes) -> Body:

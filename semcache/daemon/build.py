@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from fastapi import FastAPI
 
 from semcache.config import Config
 from semcache.daemon import admin, generate, insight, openai
+from semcache.daemon.aftermath import Aftermath
 from semcache.daemon.ahead import PrefillAhead
 from semcache.daemon.app import create_app
 from semcache.daemon.audits import Auditor
@@ -26,9 +26,13 @@ from semcache.daemon.cache.lookup import Lookup
 from semcache.daemon.cache.marks import MarkedPairs
 from semcache.daemon.cache.policies import make_policy
 from semcache.daemon.cache.verified import VerifiedPolicy
+from semcache.daemon.computation import Computations
 from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.machine import memory_bytes
 from semcache.daemon.engine.memory import free_bytes, slots_that_fit
 from semcache.daemon.engine.model import load_model
+from semcache.daemon.flights import Flights
+from semcache.daemon.headroom import Headroom
 from semcache.daemon.idle import IdleTime
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
@@ -104,7 +108,7 @@ def build(
         on_audited=lambda decision, same: journal.tell("cache", audit_event(decision, same)),
     )  # fmt: skip
     chunk_tokens = config.engine.prefill_chunk_tokens
-    turns = Turns(chunk_tokens=chunk_tokens)
+    turns = Turns(chunk_tokens=chunk_tokens, exactness=config.cache.exactness)
     ahead = PrefillAhead(
         turns=turns, lookup=lookup, admission=admission, store=store, pool=pool, chunk_tokens=chunk_tokens,
         block_tokens=config.cache.block_tokens,
@@ -112,9 +116,15 @@ def build(
     )  # fmt: skip
     # Somebody may be typing the next turn; an audit has time.
     idle = IdleTime(engine=engine, chores=[ahead, auditor])
+    flights, aftermath = Flights(), Aftermath(pool)
+    computations = Computations(
+        max_queue=config.daemon.max_queue, headroom=Headroom(store.limits.ram_bytes), engine=engine, lookup=lookup,
+        admission=admission, lessons=lessons, turns=turns, journal=journal, flights=flights, aftermath=aftermath,
+        pool=pool,
+    )  # fmt: skip
     service = Service(
-        config=config, loop=engine, lookup=lookup, admission=admission, lessons=lessons, turns=turns, idle=idle,
-        journal=journal, pool=pool,
+        config=config, loop=engine, lookup=lookup, lessons=lessons, turns=turns, idle=idle, journal=journal,
+        flights=flights, aftermath=aftermath, computations=computations, pool=pool,
     )  # fmt: skip
     overview = Overview(
         config=config, engine=engine, service=service, journal=journal, store=store, embedder=embedder,
@@ -122,7 +132,7 @@ def build(
     )  # fmt: skip
     library = Library(
         config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
-        forget_turns=turns.forget_scope,
+        forget_turns=turns.forget_scope, forget_conversation=turns.forget_conversation,
     )  # fmt: skip
     trust = Trust(config=config, store=store, policy=learner, lessons=lessons, library=library, journal=journal)
     app = create_app(
@@ -156,18 +166,17 @@ def load_engine(config: Config, progress: Progress) -> Engine:
     log.info("%s", sentence)
     return Engine(
         loaded, num_slots=config.engine.slots or fitting, prefill_chunk_tokens=config.engine.prefill_chunk_tokens,
-        tie_margin=config.engine.tie_margin,
+        tie_margin=config.engine.tie_margin, exactness=config.cache.exactness,
     )  # fmt: skip
 
 
 def store_limits(config: Config, data_dir: Path) -> StoreLimits:
-    """Byte budgets of the tiers; automatic ones follow this machine."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Byte budgets of the tiers; automatic ones follow this machine, or what the container may use of it."""
     existing = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
     free_disk_bytes = shutil.disk_usage(existing).free
     cache = config.cache
     return StoreLimits(
-        ram_bytes=cache.ram_bytes or memory_bytes // 10,
+        ram_bytes=cache.ram_bytes or memory_bytes() // 10,
         disk_bytes=cache.disk_bytes or min(20 * 10**9, free_disk_bytes // 4),
         user_quota_bytes=cache.user_quota_bytes, ttl_s=cache.ttl_s, eviction=cache.eviction, durable=cache.durable,
         write_queue_bytes=_WRITE_QUEUE_BYTES,

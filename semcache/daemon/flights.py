@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from semcache.daemon.cache.strategy import Scope
 from semcache.store.entries import Entry
 
 Key = tuple[str, str]  # scope name, request key
@@ -35,13 +36,18 @@ class Flights:
     def __init__(self) -> None:
         self._by_key: dict[Key, Flight] = {}
 
-    def leader_of(self, read_scopes: Sequence[str], request_key: str) -> Flight | None:
-        return next((f for s in read_scopes if (f := self._by_key.get((s, request_key))) is not None), None)
+    def leader_of(self, read: Sequence[Scope], request_key: str) -> tuple[Scope, Flight] | None:
+        """The flight that will land in one of the follower's scopes, and which of them that is."""
+        for scope in read:
+            flight = self._by_key.get((scope.name, request_key))
+            if flight is not None:
+                return scope, flight
+        return None
 
-    def take_off(self, write_scopes: Sequence[str], request_key: str) -> Flight:
+    def take_off(self, write: Sequence[Scope], request_key: str) -> Flight:
         flight = Flight()
-        for scope in write_scopes:
-            self._by_key.setdefault((scope, request_key), flight)
+        for scope in write:
+            self._by_key.setdefault((scope.name, request_key), flight)
         return flight
 
     def clear(self, flight: Flight) -> None:

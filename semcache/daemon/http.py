@@ -19,6 +19,7 @@ from semcache.errors import (
     ForbiddenError,
     ModelLoadError,
     NotFoundError,
+    PinLimitError,
     RequestTimeoutError,
     SemcacheError,
     UnavailableError,
@@ -31,6 +32,7 @@ STATUS: dict[type[SemcacheError], int] = {
     AuthError: 401,
     ForbiddenError: 403,
     NotFoundError: 404,
+    PinLimitError: 409,
     BusyError: 429,
     UnavailableError: 503,
     ModelLoadError: 503,
@@ -39,6 +41,7 @@ STATUS: dict[type[SemcacheError], int] = {
     SemcacheError: 500,
 }
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES |= {409: "conflict_error"}
 _TYPES |= {422: "invalid_request_error", 429: "rate_limit_error", 503: "unavailable_error", 504: "timeout_error"}
 
 

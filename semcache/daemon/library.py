@@ -9,7 +9,7 @@ from semcache import wire
 from semcache.config import Config
 from semcache.daemon.cache.strategy import global_scope, principal_of, user_scope
 from semcache.daemon.receipts import iso, scope_kind, wrong_hits
-from semcache.errors import NotFoundError, UsageError
+from semcache.errors import NotFoundError, StoreError, UsageError
 from semcache.store.entries import SORTS, Entry
 from semcache.store.store import Store
 from semcache.store.usage import UserUsage
@@ -21,12 +21,14 @@ class Library:
     def __init__(
         self, *, config: Config, store: Store, forget_scope: Callable[[str], None],
         forget_entry: Callable[[str, str], None], forget_turns: Callable[[str], None] = lambda scope: None,
+        forget_conversation: Callable[[str, Sequence[tuple[str, str]]], None] = lambda scope, messages: None,
     ) -> None:  # fmt: skip
         self._config = config
         self._store = store
         self._forget_scope = forget_scope  # so that what was learned goes with what was stored
         self._forget_entry = forget_entry
         self._forget_turns = forget_turns  # conversations that are still to be written
+        self._forget_conversation = forget_conversation  # one of them
 
     # Entries
 
@@ -41,6 +43,7 @@ class Library:
 
     def entry(self, caller: str, entry_id: str) -> wire.EntryDetail:
         entry = self._visible(caller, entry_id)
+        stored = self._store.prompt_stored(entry.id)
         return {
             **_summary(entry),
             "messages": [{"role": role, "content": content} for role, content in entry.messages],
@@ -48,7 +51,8 @@ class Library:
             "finish_reason": entry.finish_reason,
             "strategy": entry.strategy,
             "fingerprint": entry.fingerprint,
-            "blocks": -(-entry.num_prompt_tokens // self._config.cache.block_tokens),
+            "blocks": stored.num_stored if stored is not None else None,
+            "kv_bytes": stored.size_bytes if stored is not None else None,
             "embedded": entry.embedding is not None,
             "expires": iso(entry.expires_at) if entry.expires_at is not None else None,
             "aliases": [alias.prompt for alias in self._store.aliases.of(entry.id)],
@@ -70,13 +74,22 @@ class Library:
         return {"same": found.num_same, "other": found.num_other, "mean_regret": regret}
 
     def remove(self, caller: str, entry_id: str) -> None:
-        entry = self._visible(caller, entry_id)
-        if principal_of(entry.user) != caller:
-            raise NotFoundError(f"entry {entry_id!r} belongs to somebody else", param="id")
+        """Remove an entry of the caller's, pinned or not, and what would be written of its conversation."""
+        entry = self._own(caller, entry_id)
+        self._forget_conversation(entry.scope, entry.messages)
         self._store.delete_entries([entry.id])
         self._forget_entry(entry.scope, entry.id)
 
-    def clear(self, caller: str, user: str | None, namespace: str | None) -> tuple[int, int]:
+    def pin(self, caller: str, entry_id: str, *, pinned: bool) -> wire.PinResult:
+        """Pin or unpin an entry of the caller's; doing so twice changes nothing. Raises PinLimitError."""
+        entry = self._own(caller, entry_id)
+        if not self._store.pin_entry(entry.id, pinned=pinned):
+            raise _not_there(entry_id)
+        stored = self._store.prompt_stored(entry.id)
+        kv = (stored.num_stored, stored.size_bytes) if stored is not None else (0, 0)
+        return {"id": entry.id, "pinned": pinned, "blocks": kv[0], "bytes": entry.size_bytes + kv[1]}
+
+    def clear(self, caller: str, user: str | None, namespace: str | None, *, keep_pinned: bool = False) -> wire.Cleared:
         """Remove what one sub-user wrote, or all of the caller's sub-users; within one namespace of theirs."""
         users = [user] if user is not None else self.users_of(caller)
         scopes = [user_scope(name, namespace or "").name for name in users]
@@ -84,16 +97,33 @@ class Library:
         # Before, so that nothing is written behind the removal; after, for what was queued while it ran.
         for scope in scopes:
             self._forget_turns(scope)
-        removed = [self._store.clear(user=name, namespace=namespace) for name in users]
+        removed, problem = [], None
+        for name in users:
+            try:
+                removed.append(self._store.clear(user=name, namespace=namespace, keep_pinned=keep_pinned))
+            except StoreError as error:  # what can be removed of the others is
+                problem = error
         for scope in scopes:
             self._forget_turns(scope)
             self._forget_scope(scope)
-        return sum(entries for entries, _ in removed), sum(blocks for _, blocks in removed)
+        if problem is not None:
+            raise problem
+        return {
+            "entries": sum(entries for entries, _ in removed),
+            "blocks": sum(blocks for _, blocks in removed),
+            "pinned": sum(self._store.num_pinned(user=name, namespace=namespace) for name in users),
+        }
 
     def _visible(self, caller: str, entry_id: str) -> Entry:
         entry = self._store.get_entry(entry_id)
         if entry is None or not self._may_see(caller, entry):
-            raise NotFoundError(f"no entry {entry_id!r}; `semcache cache ls` lists them", param="id")
+            raise _not_there(entry_id)
+        return entry
+
+    def _own(self, caller: str, entry_id: str) -> Entry:
+        entry = self._visible(caller, entry_id)
+        if principal_of(entry.user) != caller:
+            raise NotFoundError(f"entry {entry_id!r} belongs to somebody else", param="id")
         return entry
 
     def _may_see(self, caller: str, entry: Entry) -> bool:
@@ -150,6 +180,10 @@ class Library:
             "bytes": result.size_bytes,
             "problems": [{"kind": p.kind, "id": p.item, "detail": p.detail} for p in result.problems],
         }
+
+
+def _not_there(entry_id: str) -> NotFoundError:
+    return NotFoundError(f"no entry {entry_id!r}; `semcache cache ls` lists them", param="id")
 
 
 def _summary(entry: Entry) -> wire.EntrySummary:

@@ -145,7 +145,7 @@ class Overview:
             "url": None,
             "data_dir": str(self._data_dir),
             "model": self.model(),
-            "queue": {"running": self._engine.num_running, "waiting": self._engine.num_waiting},
+            "queue": {"running": self._engine.num_running, "waiting": self._service.num_waiting},
             "entries": self._store.num_entries(),
             "blocks": tiers["disk"].items,
             "tiers": {

@@ -1,19 +1,21 @@
 """Finished conversations whose next turn could begin with more KV than is stored: a short queue, newest first.
 
 In `bitwise` only KV that a prefill computed may be reused, and an answer's KV came from decoding. So what the next
-turn's prompt will begin with is worked out here, and prefilled once nobody asks. Thread-safe; blocking, for the pool.
+turn's prompt will begin with is worked out here, and prefilled once nobody asks. In `rounding` the answer's own KV is
+reused and nothing is queued. Thread-safe; blocking, for the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
+from semcache.config import Exactness
 from semcache.daemon.cache.admit import wants_storing
 from semcache.daemon.cache.strategy import Access
-from semcache.daemon.loop import Served
 from semcache.daemon.request import Message, Request, RequestState
+from semcache.daemon.served import Served
 from semcache.errors import UsageError
 
 MAX_TURNS = 64
@@ -37,9 +39,10 @@ class Turn:
 
 
 class Turns:
-    """At most `max_turns` conversations; the oldest gives way."""
+    """At most `max_turns` conversations; the oldest gives way. None where answers' own KV is reused."""
 
-    def __init__(self, *, chunk_tokens: int, max_turns: int = MAX_TURNS) -> None:
+    def __init__(self, *, chunk_tokens: int, exactness: Exactness = "bitwise", max_turns: int = MAX_TURNS) -> None:
+        self._is_needed = exactness == "bitwise"
         self._chunk = chunk_tokens
         self._max = max_turns
         self._queue: list[Turn] = []  # oldest first
@@ -53,7 +56,9 @@ class Turns:
 
         Not where neither the answer nor the markup behind it can reach the next chunk boundary.
         """
-        if request.state is not RequestState.FINISHED or not access.write or not wants_storing(request):
+        if not self._is_needed or request.state is not RequestState.FINISHED:
+            return False
+        if not access.write or not wants_storing(request):
             return False
         num_prompt, num_answer = request.num_prompt_tokens, len(request.output_tokens)
         may_have = num_prompt + num_answer + _MARKUP_TOKENS
@@ -91,6 +96,14 @@ class Turns:
         """Drop what would be written into the scope or its namespaces; what is just being written is waited for."""
         with self._lock:
             self._queue = [turn for turn in self._queue if not _writes(turn, scope)]
+
+    def forget_conversation(self, scope: str, messages: Sequence[tuple[str, str]]) -> None:
+        """Drop what would be written into the scope of conversations that begin with these (role, content)."""
+        begin = tuple(Message(role, content) for role, content in messages)
+        with self._lock:
+            self._queue = [
+                turn for turn in self._queue if not (_writes(turn, scope) and turn.messages[: len(begin)] == begin)
+            ]
 
 
 def next_turn(request: Request, served: Served) -> list[int]:

@@ -14,10 +14,12 @@ from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.idle import IdleTime
-from semcache.daemon.loop import EngineLoop, ModelState
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import Message, Request, RequestState
+from semcache.daemon.served import ModelState
 from semcache.errors import SemcacheError
 from tests.daemon.cache.words import MODEL
+from tests.daemon.engine.conftest import CHUNK_TOKENS
 
 TIMEOUT_S = 60
 T = TypeVar("T")
@@ -42,8 +44,13 @@ class FakeLoop:
 
     def __init__(self) -> None:
         self.model = ModelState("ready")
-        info = SimpleNamespace(name="m", folder_id="m-1", context_tokens=1000, fingerprint=MODEL.fingerprint)
-        self.served: Any = SimpleNamespace(info=info, tokenizer=Bytes(), numerics=MODEL.numerics)
+        info = SimpleNamespace(
+            name="m", folder_id="m-1", context_tokens=1000, fingerprint=MODEL.fingerprint, kv_bytes_per_token=128,
+            vocab_size=8,
+        )  # fmt: skip
+        self.served: Any = SimpleNamespace(
+            info=info, tokenizer=Bytes(), numerics=MODEL.numerics, cut_tokens=CHUNK_TOKENS
+        )
         self.num_waiting = 0
         self.submitted: asyncio.Queue[Request] = asyncio.Queue()
         self.requests: list[Request] = []
@@ -54,6 +61,12 @@ class FakeLoop:
         request.state = RequestState.WAITING
         self.requests.append(request)
         self.submitted.put_nowait(request)
+
+    def give_slot(self, request: Request) -> None:
+        """As the engine's thread does."""
+        thread = threading.Thread(target=request.on_slot)
+        thread.start()
+        thread.join()
 
     def cancel(self, request: Request, error: SemcacheError | None = None) -> None:
         self.end(request, state=RequestState.CANCELLED)

@@ -19,9 +19,10 @@ from semcache.daemon.cache.lookup import Lookup, Match, ModelKey, PromptKeys
 from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import Access, access
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.idle import IdleTime
-from semcache.daemon.loop import EngineLoop, ModelState, Served
+from semcache.daemon.idle import Compute, IdleTime
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, Message, Outcome, Request, RequestState, Sampling
+from semcache.daemon.served import ModelState, Served
 from semcache.daemon.turns import Turn, Turns
 from semcache.store.store import Store, StoreLimits
 from tests.daemon.cache.words import span
@@ -66,11 +67,11 @@ class Talk:
         self.admission = Admission(store, lambda: None)
         self.turns = Turns(chunk_tokens=CHUNK_TOKENS)
         self.told: asyncio.Queue[Turn] = asyncio.Queue()
-        ahead = PrefillAhead(
+        self.ahead = PrefillAhead(
             turns=self.turns, lookup=self.lookup, admission=self.admission, store=store, pool=pool,
             chunk_tokens=CHUNK_TOKENS, block_tokens=BLOCK_TOKENS, on_done=self.told.put_nowait, **options,
         )  # fmt: skip
-        self.time = IdleTime(engine=self.engine, chores=[ahead], idle_s=0)
+        self.time = IdleTime(engine=self.engine, chores=[self.ahead], idle_s=0)
 
     @property
     def served(self) -> Served:
@@ -79,7 +80,7 @@ class Talk:
 
     @property
     def model(self) -> ModelKey:
-        return model_key(self.served, prefill_chunk_tokens=CHUNK_TOKENS, block_tokens=BLOCK_TOKENS)
+        return model_key(self.served, block_tokens=BLOCK_TOKENS)
 
     def request(self, *messages: Message, max_tokens: int = 40) -> Request:
         return Request(
@@ -224,18 +225,45 @@ class Letters:
         return [ord(letter) for message in messages for letter in message.content]
 
 
-def spoken(store: Store, pool: ThreadPoolExecutor, num: int = 1) -> tuple[Talk, FakeLoop]:
+def spoken(
+    store: Store, pool: ThreadPoolExecutor, num: int = 1, answer: str = "water " * 8, **options: Any
+) -> tuple[Talk, FakeLoop]:
     """A talk with `num` queued conversations over a loop that the test drives."""
     loop = FakeLoop()
     loop.served.tokenizer = Letters()
-    talk = Talk(loop, store, pool)
+    talk = Talk(loop, store, pool, **options)
     for number in range(num):
         request = talk.request(Message("user", f"what is {number}"))
-        request.state, request.answer = RequestState.FINISHED, "water " * 8
+        request.state, request.answer = RequestState.FINISHED, answer
         request.output_tokens = list(request.answer.encode())
         assert talk.admission.store_kv(request, granted(), talk.model, made_up(request))
         talk.turns.note(request, granted(), talk.served)
     return talk, loop
+
+
+async def test_interruptions_make_the_pieces_smaller_until_one_is_stored(
+    store: Store, pool: ThreadPoolExecutor
+) -> None:
+    talk, _ = spoken(store, pool, answer="water " * 60, piece_tokens=4 * CHUNK_TOKENS)
+    turn = talk.turns.next()
+    assert turn is not None
+    sizes: list[int] = []
+
+    def piece(state: RequestState) -> Compute:
+        async def compute(request: Request) -> PromptKV | None:
+            sizes.append((request.num_prompt_tokens - request.num_restored) // CHUNK_TOKENS)
+            request.state = RequestState.WAITING
+            request.end(state)
+            return made_up(request) if state is RequestState.FINISHED else None
+
+        return compute
+
+    interrupted, finished = piece(RequestState.CANCELLED), piece(RequestState.FINISHED)
+    for compute in (*[interrupted] * 4, *[finished] * 4, interrupted, interrupted, finished, finished):
+        await talk.ahead.work(talk.served, compute)
+    assert sizes == [4, 2, 1, 1, 1, 2, 4, 4, 4, 2, 1, 2]
+    assert turn.num_done == 14 * CHUNK_TOKENS
+    assert talk.turns.next() is turn
 
 
 def made_up(request: Request) -> PromptKV:

@@ -35,7 +35,7 @@ class Bytes:
 
 def served(*around: tuple[int, ...]) -> Any:
     info = SimpleNamespace(name="m", context_tokens=CONTEXT, fingerprint="f", folder_id="m-1")
-    return SimpleNamespace(info=info, tokenizer=Bytes(*around), numerics="n")
+    return SimpleNamespace(info=info, tokenizer=Bytes(*around), numerics="n", cut_tokens=32)
 
 
 def ask(text: str, max_tokens: int = 8, **changed: Any) -> Ask:
@@ -93,5 +93,5 @@ def test_a_donor_of_another_model_is_cut_anew_without_what_begins_a_prompt(finis
 
 
 def test_the_model_key_is_of_the_served_model() -> None:
-    key = model_key(served(), prefill_chunk_tokens=32, block_tokens=16)
+    key = model_key(served(), block_tokens=16)
     assert dataclasses.astuple(key) == ("m", "m-1", "f", "n", 32, 16)

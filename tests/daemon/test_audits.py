@@ -12,16 +12,12 @@ from typing import Any
 
 import pytest
 
-from semcache.config import Config
 from semcache.daemon.audits import Auditor
 from semcache.daemon.cache.equivalence import judge_prompt
 from semcache.daemon.idle import IdleTime
-from semcache.daemon.journal import Journal
 from semcache.daemon.live import Ask
-from semcache.daemon.loop import ModelState
 from semcache.daemon.request import CacheOptions, Message, RequestState, Sampling
-from semcache.daemon.service import Service
-from semcache.daemon.turns import Turns
+from semcache.daemon.served import ModelState
 from semcache.errors import PromptTooLongError
 from semcache.store.decisions import Decision
 from semcache.store.entries import Entry
@@ -30,6 +26,7 @@ from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL, asked, per_user
 from tests.daemon.engine.conftest import load, save_model
 from tests.daemon.idling import TIMEOUT_S, FakeLoop, drained, engine_loop, soon, through
+from tests.daemon.serving import service_of
 
 
 class Idle:
@@ -244,15 +241,6 @@ async def test_an_interrupted_judge_is_asked_again(idle: Callable[..., Idle]) ->
     assert one.school.now(decision).label is True
 
 
-def service_of(one: Idle, pool: ThreadPoolExecutor) -> Service:
-    engine: Any = one.loop
-    return Service(
-        config=Config(), loop=engine, lookup=one.school.cache.lookup, admission=one.school.cache.admission,
-        lessons=one.school.lessons, turns=Turns(chunk_tokens=MODEL.prefill_chunk_tokens), idle=one.time,
-        journal=Journal(one.store), pool=pool,
-    )  # fmt: skip
-
-
 def ask(prompt: str) -> Ask:
     return Ask("os:1/ann", (Message("user", prompt),), Sampling(max_tokens=8), CacheOptions())
 
@@ -260,7 +248,7 @@ def ask(prompt: str) -> Ask:
 async def test_a_question_that_is_refused_does_not_end_the_audits(idle: Callable[..., Idle]) -> None:
     one = idle()
     one.hit()
-    service = service_of(one, one.pool)
+    service = service_of(one.school, one.loop, one.pool, idle=one.time)
     one.time.begin()
     audit = await soon(one.loop.submitted.get())
     with pytest.raises(PromptTooLongError):
@@ -282,7 +270,7 @@ async def test_an_audit_that_began_while_a_question_was_read_makes_room(idle: Ca
     tokenizer.slow = "what is hail"
     one.hit()
     with ThreadPoolExecutor(2) as pool:
-        service = service_of(one, pool)
+        service = service_of(one.school, one.loop, pool, idle=one.time)
         first = await soon(service.start(ask("what is snow")))
         computing = await soon(one.loop.submitted.get())
         starting = asyncio.create_task(service.start(ask("what is hail")))

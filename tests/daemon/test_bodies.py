@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from semcache.config import Config
 from semcache.daemon import bodies
+from semcache.daemon.engine.tokenizer import Tokenizer
 from semcache.daemon.request import CacheMode
 from semcache.errors import SemcacheError, UnsupportedError, UsageError
+from tests.daemon.engine.conftest import byte_tokenizer
 
 
 def chat(**fields: Any) -> bodies.ChatBody:
@@ -45,6 +47,34 @@ def test_text_parts_are_joined_and_images_named() -> None:
     assert chat(messages=[{"role": "user", "content": parts}]).ask(Config(), "u", None).messages[0].content == "ab"
     with pytest.raises(UsageError, match="type"):
         chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
+
+
+THINKING = Tokenizer(
+    byte_tokenizer("{{ '<think>' if enable_thinking else 'no' }} {{ level | tojson if level is defined else '' }}")
+)
+
+
+def rendered(**options: Any) -> str:
+    ask = chat(chat_template_kwargs=options).ask(Config(), "os:1", None)
+    return THINKING.decode(THINKING.encode_chat(ask.messages, dict(ask.template_options)))
+
+
+def test_thinking_is_switched_off_by_false() -> None:
+    assert rendered(enable_thinking=False) == "no "
+    assert rendered(enable_thinking=True) == "<think> "
+
+
+@pytest.mark.parametrize(
+    "level", [True, False, 0, 1, -2, 0.5, 1e30, "", "low", "1", "true", "null", '"low"', "{", "é\n"]
+)
+def test_a_template_gets_the_values_that_were_sent(level: Any) -> None:
+    assert json.loads(rendered(level=level).removeprefix("no ")) == level
+    assert type(json.loads(rendered(level=level).removeprefix("no "))) is type(level)
+
+
+def test_words_and_numbers_for_the_template_keep_the_text_that_identifies_a_request() -> None:
+    ask = chat(chat_template_kwargs={"style": "low key", "level": 2, "share": 0.5}).ask(Config(), "os:1", None)
+    assert ask.template_options == (("level", "2"), ("share", "0.5"), ("style", "low key"))
 
 
 def test_neutral_values_of_what_is_not_offered_are_fine() -> None:

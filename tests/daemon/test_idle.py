@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from semcache.daemon.idle import Compute, IdleTime, Worked
-from semcache.daemon.loop import ModelState, Served
 from semcache.daemon.request import RequestState
+from semcache.daemon.served import ModelState, Served
 from tests.daemon.cache.words import asked
 from tests.daemon.idling import FakeLoop, drained, soon, through
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from semcache.config import Config
+import pytest
+
+from semcache.config import CacheConfig, Config
+from semcache.daemon.cache.strategy import access
 from semcache.daemon.library import Library
+from semcache.errors import NotFoundError, PinLimitError, StoreError
 from semcache.store.store import Store, StoreLimits
 from tests.daemon.cache.words import Cache, asked
+from tests.store.samples import BrokenFiles
 
 MINE = ["user:os:1/ann", "global:os:1"]
 
@@ -24,13 +30,91 @@ def test_nothing_is_written_behind_a_removal(tmp_path: Path) -> None:
         config=Config(), store=store, forget_scope=lambda scope: forget("learned", scope),
         forget_entry=lambda scope, entry_id: None, forget_turns=lambda scope: forget("turns", scope),
     )  # fmt: skip
-    num_entries, num_blocks = library.clear("os:1", "os:1/ann", None)
-    assert num_entries == 1
-    assert num_blocks > 0
+    removed = library.clear("os:1", "os:1/ann", None)
+    assert (removed["entries"], removed["pinned"]) == (1, 0)
+    assert removed["blocks"] > 0
     assert [(what, scope) for what, scope, is_there in seen if is_there] == [("turns", scope) for scope in MINE]
     after = {(what, scope) for what, scope, is_there in seen if not is_there}
     assert after == {(what, scope) for what in ("turns", "learned") for scope in MINE}
     seen.clear()
     library.clear("os:1", "os:1/ann", "run")
     assert {scope for _, scope, _ in seen} == {f"{scope}#run" for scope in MINE}
+    store.close()
+
+
+def library_of(store: Store, *, forgotten: list[tuple[str, str]] | None = None, allow_global: str = "own") -> Library:
+    told = [] if forgotten is None else forgotten
+    return Library(
+        config=Config(cache=CacheConfig(allow_global=allow_global)), store=store, forget_scope=lambda scope: None,
+        forget_entry=lambda scope, entry_id: None,
+        forget_conversation=lambda scope, messages: told.append((scope, messages[-1][1])),
+    )  # fmt: skip
+
+
+def test_files_that_stay_are_told_once_all_users_are_cleared(tmp_path: Path) -> None:
+    files = BrokenFiles()
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8), files=files)
+    for user in ("os:1/ann", "os:1/ben"):
+        Cache(store).answer(asked("what is rain", user=user))
+    files.fail["unlink"] = errno.EACCES
+    with pytest.raises(StoreError, match="could not be removed"):
+        library_of(store).clear("os:1", None, None)
+    assert store.num_entries() == 0
+    files.fail.clear()
+    store.close()
+
+
+def test_a_pin_is_shown_and_kept_by_clear_and_removed_by_name(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    forgotten: list[tuple[str, str]] = []
+    library = library_of(store, forgotten=forgotten)
+    request = asked("what is rain" * 8)
+    entry = Cache(store).answer(request)
+    Cache(store).answer(asked("what is snow"))
+    for _ in range(2):
+        pinned = library.pin("os:1", entry.id, pinned=True)
+        detail = library.entry("os:1", entry.id)
+        assert (pinned["id"], pinned["pinned"], detail["pinned"]) == (entry.id, True, True)
+        # 96 tokens are three chunks of two blocks each, and a record without tokens.
+        assert (pinned["blocks"], detail["blocks"]) == (7, 7)
+        assert detail["kv_bytes"] is not None
+        assert pinned["bytes"] == entry.size_bytes + detail["kv_bytes"]
+    assert [row["pinned"] for row in library.entries("os:1", None, 9, "created", "rain")] == [True]
+    removed = library.clear("os:1", None, None, keep_pinned=True)
+    assert (removed["entries"], removed["pinned"]) == (1, 1)
+    assert Cache(store).find(request).receipt.outcome == "exact"
+    assert not library.pin("os:1", entry.id, pinned=False)["pinned"]
+    assert not library.pin("os:1", entry.id, pinned=False)["pinned"]
+    library.pin("os:1", entry.id, pinned=True)
+    library.remove("os:1", entry.id)
+    assert forgotten == [(entry.scope, "what is rain" * 8)]
+    for pins in (True, False):
+        with pytest.raises(NotFoundError):
+            library.pin("os:1", entry.id, pinned=pins)
+    store.close()
+
+
+def test_only_its_owner_pins_an_entry(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    library = library_of(store, allow_global="all")
+    private = Cache(store).answer(asked("what is rain"))
+    granted = access("global_only", user="os:1/ann", allow_global="all")
+    shared = Cache(store).answer(asked("what is snow"), granted=granted)
+    for pins in (True, False):
+        with pytest.raises(NotFoundError, match="no entry"):
+            library.pin("os:2", private.id, pinned=pins)
+        with pytest.raises(NotFoundError, match="belongs to somebody else"):
+            library.pin("os:2", shared.id, pinned=pins)
+    assert library.pin("os:1", shared.id, pinned=True)["pinned"]
+    assert not library.entry("os:1", private.id)["pinned"]
+    store.close()
+
+
+def test_a_pin_too_many_is_refused(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=0, disk_bytes=10_000))
+    library = library_of(store)
+    entry = Cache(store).answer(asked("what is rain" * 8))
+    with pytest.raises(PinLimitError, match="of the disk tier"):
+        library.pin("os:1", entry.id, pinned=True)
+    assert not library.entry("os:1", entry.id)["pinned"]
     store.close()

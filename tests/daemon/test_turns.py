@@ -138,6 +138,14 @@ def test_a_request_that_did_not_finish_is_not_queued(turns: Turns) -> None:
         assert noted(turns, request) is None
 
 
+def test_in_rounding_nothing_is_queued() -> None:
+    """The next turn restores the answer's own KV."""
+    turns = Turns(chunk_tokens=CHUNK_TOKENS, exactness="rounding")
+    assert not turns.concerns(finished(), granted(finished()))
+    assert noted(turns, finished()) is None
+    assert len(turns) == 0
+
+
 def test_the_newest_is_next_and_the_oldest_gives_way() -> None:
     turns = Turns(chunk_tokens=CHUNK_TOKENS, max_turns=2)
     first, second, third = (noted(turns, finished(text)) for text in ("what is rain", "what is snow", "what is hail"))
@@ -177,6 +185,21 @@ def test_a_cleared_scope_is_forgotten_with_its_namespaces(turns: Turns) -> None:
     assert len(turns) == 2
     turns.forget_scope("user:os:1/ann")
     assert len(turns) == 1
+    assert turns.next() is other
+
+
+def test_a_removed_answer_takes_what_would_be_written_of_its_conversation(turns: Turns) -> None:
+    first = finished()
+    messages = [(message.role, message.content) for message in first.messages]
+    other = noted(turns, finished("what is snow"))
+    theirs = noted(turns, finished(user="os:1/bob"))
+    noted(turns, finished("and hail", earlier=(*first.messages[1:], Message("assistant", ANSWER))))
+    turns.forget_conversation("user:os:1/ann#run", messages)
+    assert len(turns) == 3
+    turns.forget_conversation("user:os:1/ann", messages)
+    assert turns.next() is theirs
+    assert theirs is not None
+    turns.drop(theirs)
     assert turns.next() is other
 
 

@@ -13,7 +13,7 @@ from semcache.daemon.cache.identity import Identity
 from semcache.daemon.cache.lookup import ModelKey, PromptKeys
 from semcache.daemon.cache.strategy import Access, Scope
 from semcache.daemon.request import Request, RequestState
-from semcache.store.blocks import Owner
+from semcache.store.blocks import BlockKey, Owner, short_key
 from semcache.store.entries import Entry, new_entry_id, pack_vector
 from semcache.store.store import Store
 from semcache.store.tensors import KVSpan, TailRecord
@@ -21,7 +21,10 @@ from semcache.store.tensors import KVSpan, TailRecord
 
 @dataclass(frozen=True)
 class PromptKV:
-    """Prompt KV of one request on the host: spans that together cover every prompt token, and the last logits."""
+    """KV of one request on the host: spans that together cover every prompt token, and the prompt's last logits.
+
+    Where decode-computed KV may be reused they go on through the answer, as far as it was computed.
+    """
 
     spans: Sequence[KVSpan]
     logits: torch.Tensor  # [vocab], float32
@@ -45,15 +48,20 @@ class Admission:
         self._clock = clock
 
     def store_kv(self, request: Request, access: Access, model: ModelKey, kv: PromptKV, *, tail: bool = True) -> bool:
-        """Store what is missing of the prompt's blocks and, unless told otherwise, its full-prompt record.
+        """Store what is missing of the blocks and, unless told otherwise, the prompt's full-prompt record.
 
         True when all is in place.
         """
         complete = True
+        num_answered = max(0, sum(span.num_tokens for span in kv.spans) - request.num_prompt_tokens)
         for scope in access.write:
             owner = Owner(scope=scope.name, user=request.user, model=model.folder_id, fingerprint=model.fingerprint)
             keys = PromptKeys.of(scope, model, request.prompt_tokens)
-            for key in self._store.missing(keys.blocks):
+            blocks = keys.blocks
+            if num_answered:
+                answered = [*request.prompt_tokens, *request.output_tokens[:num_answered]]
+                blocks = _with_the_rest(PromptKeys.of(scope, model, answered))
+            for key in self._store.missing(blocks):
                 span = cut(kv.spans, key.first_token, key.first_token + len(key.token_ids))
                 cost_ms = kv.prefill_ms_per_token * span.num_tokens
                 complete &= self._store.put_block(key, span, owner, compute_ms=cost_ms)
@@ -96,7 +104,17 @@ class Admission:
         if vector is None:
             vector = self.embed(request)
         entries = [self.entry_of(request, identity, model, scope, vector, compute_ms) for scope in access.write]
-        return [entry for entry in entries if self._store.put_entry(entry)]
+        names = [PromptKeys.of(scope, model, request.prompt_tokens).names for scope in access.write]
+        pairs = zip(entries, names, strict=True)
+        return [entry for entry, blocks in pairs if self._store.put_entry(entry, blocks)]
+
+
+def _with_the_rest(keys: PromptKeys) -> list[BlockKey]:
+    """All full blocks, and what is left behind the last one as a short block: no logits are known there."""
+    rest = keys.tail
+    if not rest.token_ids:
+        return keys.blocks
+    return [*keys.blocks, short_key(keys.root, rest.parent, rest.first_token, rest.token_ids)]
 
 
 def may_store(request: Request, *, replayable: bool) -> bool:

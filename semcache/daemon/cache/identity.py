@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ class Identity:
     fingerprint: str
     context_key: str  # system prompt, earlier turns, template options
     params_key: str  # how the next token is chosen, without max_tokens
-    request_key: str  # all of it and the last user message
+    request_key: str  # all of it, the last user message and the prompt's tokens
 
 
 def _digest(*parts: object) -> str:
@@ -37,11 +38,16 @@ def _params(sampling: Sampling) -> list[object]:
 def identify(fingerprint: str, request: Request) -> Identity:
     """The identity of `request` under the model with this fingerprint.
 
-    `max_tokens` is left out: a finished answer that fits serves any limit (`fits`).
+    `max_tokens` is left out: a finished answer that fits serves any limit (`fits`). The tokens are in it because the
+    messages are not all that makes them: a template may write the date, another tokenizer release may cut otherwise.
     """
     context_key = _digest("context", _turns(request.messages[:-1]), list(request.template_options))
     params_key = _digest("params", _params(request.sampling))
-    request_key = _digest("request", fingerprint, context_key, params_key, _turns(request.messages[-1:]))
+    tokens = array("q", request.prompt_tokens).tobytes()
+    request_key = _digest(
+        "request", fingerprint, context_key, params_key, _turns(request.messages[-1:]),
+        hashlib.sha256(tokens).hexdigest(),
+    )  # fmt: skip
     return Identity(fingerprint, context_key, params_key, request_key)
 
 

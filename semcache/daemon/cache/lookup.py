@@ -17,7 +17,7 @@ from semcache.daemon.cache.policy import Policy, Verdict
 from semcache.daemon.cache.similar import Neighbour, Similarity
 from semcache.daemon.cache.strategy import Access, Scope
 from semcache.daemon.request import Donor, Outcome, Receipt, Request
-from semcache.store.blocks import BlockKey, block_chain, tail_key
+from semcache.store.blocks import BlockKey, Continuation, block_chain, tail_key
 from semcache.store.entries import Entry
 from semcache.store.store import Store
 from semcache.store.tensors import KVSpan
@@ -34,24 +34,47 @@ class ModelKey:
     folder_id: str
     fingerprint: str
     numerics: str
-    prefill_chunk_tokens: int
+    cut_tokens: int  # KV is reused up to a multiple of this: the prefill's chunk in `bitwise`, 1 in `rounding`
     block_tokens: int
+
+    @property
+    def cuts_anywhere(self) -> bool:
+        return self.cut_tokens == 1
 
 
 @dataclass(frozen=True)
 class PromptKeys:
-    """The block chain of a prompt in one scope: full chunks as blocks, the rest as one full-prompt record."""
+    """The block chain of a prompt in one scope: what a cut can leave as blocks, the rest as one full-prompt record."""
 
+    root: str
     blocks: list[BlockKey]
     tail: BlockKey
 
     @staticmethod
     def of(scope: Scope, model: ModelKey, prompt_tokens: Sequence[int]) -> PromptKeys:
         root = chain_root(scope.name, model.fingerprint, model.numerics)
-        num_chunked = len(prompt_tokens) // model.prefill_chunk_tokens * model.prefill_chunk_tokens
-        blocks = block_chain(root, prompt_tokens[:num_chunked], model.block_tokens)
-        parent = blocks[-1].hash if blocks else None
-        return PromptKeys(blocks, tail_key(root, parent, num_chunked, prompt_tokens[num_chunked:]))
+        # Where any number of tokens can be reused, first blocks are children too, so that the nearest of them is found.
+        origin = root if model.cuts_anywhere else None
+        num_cut = len(prompt_tokens) // model.cut_tokens * model.cut_tokens
+        blocks = block_chain(root, prompt_tokens[:num_cut], model.block_tokens, parent=origin)
+        first = len(blocks) * model.block_tokens
+        parent = blocks[-1].hash if blocks else origin
+        return PromptKeys(root, blocks, tail_key(root, parent, first, prompt_tokens[first:]))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tail.first_token + len(self.tail.token_ids)
+
+    @property
+    def names(self) -> list[str]:
+        """What the store calls all of it."""
+        return [key.hash for key in (*self.blocks, self.tail)]
+
+    def behind(self, num_blocks: int) -> Continuation:
+        """What the prompt goes on with behind so many of its blocks; only where reuse is cut anywhere."""
+        parent = self.blocks[num_blocks - 1].hash if num_blocks else self.root
+        rest = (*self.blocks[num_blocks:], self.tail)
+        return Continuation(self.root, parent, rest[0].first_token, tuple(t for key in rest for t in key.token_ids))
 
 
 @dataclass
@@ -98,14 +121,26 @@ class Lookup:
 
         A preview leaves no trace: no use is counted and the policy learns of no request.
         """
+        match = self.find_answer(request, access, model, preview=preview)
+        if match.answer is None and not request.options.cached_only:
+            self.find_prefix(request, access, model, match)
+        return match
+
+    def find_answer(self, request: Request, access: Access, model: ModelKey, *, preview: bool = False) -> Match:
+        """The rungs that need no KV: an answer to replay, or donors for a draft, or why there are none."""
         started = time.perf_counter()
         match = Match(self._receipt(request, Outcome.MISS, "disabled"), identify(model.fingerprint, request))
-        if access.read and request.options.mode.allows_prefix:
+        if self.may_read(request, access):
             self._find_answer(request, access, match, preview=preview)
-            if match.answer is None and not request.options.cached_only:
-                self._find_prefix(request, access, model, match)
         match.lookup_ms = (time.perf_counter() - started) * 1e3 - (match.embed_ms or 0.0)
         return match
+
+    def find_prefix(self, request: Request, access: Access, model: ModelKey, match: Match) -> None:
+        """Load the longest KV prefix into `match`."""
+        started = time.perf_counter()
+        if self.may_read(request, access):
+            self._find_prefix(request, access, model, match)
+        match.lookup_ms += (time.perf_counter() - started) * 1e3
 
     def openings(self, tokens: Sequence[int], access: Access, model: ModelKey) -> list[Donor]:
         """Readable answers of this model that begin with these tokens."""
@@ -118,6 +153,10 @@ class Lookup:
             for scope in access.read
             for found in self.store.openings.find(scope.name, model.fingerprint, tokens)
         ]  # fmt: skip
+
+    def may_read(self, request: Request, access: Access) -> bool:
+        """Whether anything stored may be used for this request."""
+        return bool(access.read) and request.options.mode.allows_prefix
 
     def may_replay(self, request: Request) -> bool:
         """Whether a stored answer may stand for this request at all."""
@@ -194,6 +233,8 @@ class Lookup:
         worth_ms = None if speed is None else _CLEARLY * speed
         for scope in access.read:
             keys = PromptKeys.of(scope, model, request.prompt_tokens)
+            if match.num_restored and not self._has_more(keys, model, match.num_restored):
+                continue
             spans = self.store.load_prefix(keys.blocks, ms_per_token=worth_ms)
             num_restored = sum(span.num_tokens for span in spans)
             logits = None
@@ -201,13 +242,36 @@ class Lookup:
                 spans = [*spans, tail.span] if tail.span.num_tokens else spans
                 num_restored, logits = request.num_prompt_tokens, tail.logits
             else:
-                num_restored = _cut(num_restored, request.num_prompt_tokens, model.prefill_chunk_tokens)
-                spans = spans[: num_restored // model.block_tokens]  # blocks tile a chunk
+                if model.cuts_anywhere and (more := self._load_more(keys, len(spans), worth_ms)) is not None:
+                    spans, num_restored = [*spans, more], num_restored + more.num_tokens
+                num_restored = _cut(num_restored, request.num_prompt_tokens, model.cut_tokens)
+                spans = _leading(spans, num_restored)
             if num_restored > match.num_restored:
                 match.spans, match.num_restored, match.prompt_logits = spans, num_restored, logits
                 match.receipt = replace(
                     match.receipt, outcome=Outcome.PREFIX, scope=scope.kind, prefix_tokens=num_restored
                 )
+
+    def _has_more(self, keys: PromptKeys, model: ModelKey, num_restored: int) -> bool:
+        """Whether a scope covers more than another one did; looks at rows and reads one block at most."""
+        num_wanted = num_restored + model.cut_tokens
+        if num_wanted >= keys.num_tokens:  # a token is left to compute, unless the last position's logits are there
+            return num_restored < keys.num_tokens and not self.store.missing([*keys.blocks, keys.tail])
+        num_blocks = -(-num_wanted // model.block_tokens)
+        if num_blocks <= len(keys.blocks) and not self.store.missing(keys.blocks[:num_blocks]):
+            return True
+        num_whole = num_restored // model.block_tokens
+        if not model.cuts_anywhere or self.store.missing(keys.blocks[:num_whole]):
+            return False
+        more = self.store.load_continuation(keys.behind(num_whole))
+        return more is not None and num_whole * model.block_tokens + more.num_tokens > num_restored
+
+    def _load_more(self, keys: PromptKeys, num_blocks: int, worth_ms: float | None) -> KVSpan | None:
+        """KV of what the prompt shares with another one behind its leading blocks."""
+        refused = keys.blocks[num_blocks : num_blocks + 1]
+        if refused and not self.store.missing(refused):
+            return None  # the next block is there and not worth loading: nothing that shares less is
+        return self.store.load_continuation(keys.behind(num_blocks), ms_per_token=worth_ms)
 
     def _receipt(self, request: Request, outcome: Outcome, reason: str, **found: Any) -> Receipt:
         return Receipt(outcome=outcome, reason=reason, strategy=request.options.strategy, **found)
@@ -217,9 +281,20 @@ def _serves(entry: Entry, request: Request) -> bool:
     return fits(request.sampling, entry.finish_reason, entry.num_completion_tokens)
 
 
-def _cut(num_tokens: int, num_prompt_tokens: int, chunk: int) -> int:
-    """The largest chunk boundary that is covered and leaves at least one token to compute.
+def _cut(num_tokens: int, num_prompt_tokens: int, cut_tokens: int) -> int:
+    """The last place for a cut that is covered and leaves at least one token to compute.
 
-    Cutting only there makes a warm run execute the same kernels on the same shapes as a cold one.
+    Cutting only at the prefill's chunks makes a warm run execute the same kernels on the same shapes as a cold one.
     """
-    return min(num_tokens, num_prompt_tokens - 1) // chunk * chunk
+    return min(num_tokens, num_prompt_tokens - 1) // cut_tokens * cut_tokens
+
+
+def _leading(spans: Sequence[KVSpan], num_tokens: int) -> list[KVSpan]:
+    """The spans' first tokens; the last span may be cut short."""
+    leading: list[KVSpan] = []
+    for span in spans:
+        if num_tokens <= 0:
+            break
+        leading.append(span if span.num_tokens <= num_tokens else span.slice(0, num_tokens))
+        num_tokens -= span.num_tokens
+    return leading

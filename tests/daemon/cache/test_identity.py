@@ -43,6 +43,7 @@ def test_same_request_same_key_whoever_asks_and_whatever_the_limit() -> None:
         {"sampling": Sampling(stop=("x",))},
         {"sampling": sampled()},
         {"template_options": (("enable_thinking", "True"),)},
+        {"prompt_tokens": [1, 3]},  # a template that writes the date
     ],
 )
 def test_what_changes_the_answer_changes_the_key(changed: dict[str, Any]) -> None:

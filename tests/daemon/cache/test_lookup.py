@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.cache.identity import identify
+from semcache.daemon.cache.lookup import Match, ModelKey, PromptKeys
 from semcache.daemon.cache.policy import OffPolicy
-from semcache.daemon.cache.strategy import access
+from semcache.daemon.cache.strategy import Access, access
 from semcache.daemon.request import CacheMode, Message, Outcome, Request, Sampling
 from semcache.store.aliases import Alias
+from semcache.store.files import Files
 from semcache.store.store import Store, StoreLimits
 from tests.daemon.cache.words import MODEL, Cache, asked, per_user, span, told
 
@@ -95,6 +99,147 @@ def test_the_identical_prompt_is_restored_whole_and_others_to_a_chunk_boundary(c
     assert sum(s.num_tokens for s in shorter.spans) == shorter.num_restored
     other = cache.find(asked("first", tokens=[99, *tokens[1:]], **only_kv))
     assert told(other)[0] == "miss"
+
+
+ROUNDING = replace(MODEL, numerics="rounding", cut_tokens=1)
+
+
+def round_find(cache: Cache, tokens: list[int], granted: Access | None = None) -> Match:
+    request = asked("first", tokens=tokens, options={"mode": CacheMode.PREFIX})
+    return cache.lookup.find(request, granted or per_user(request), ROUNDING)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 32, 40])
+def test_in_rounding_every_number_of_tokens_is_restored(cache: Cache, num_tokens: int) -> None:
+    tokens = list(range(num_tokens))
+    cache.answer(asked("first", tokens=tokens), model=ROUNDING)
+    whole = round_find(cache, tokens)
+    assert whole.num_restored == num_tokens
+    assert isinstance(whole.prompt_logits, torch.Tensor)
+    for cut in range(num_tokens + 1):
+        other = round_find(cache, [*tokens[:cut], 99, 98])
+        assert told(other)[0] == ("prefix" if cut else "miss")
+        assert (other.num_restored, other.receipt.prefix_tokens, other.prompt_logits) == (cut, cut, None)
+        if cut:
+            assert torch.equal(torch.cat([s.keys for s in other.spans], dim=2), span(tokens[:cut]).keys)
+        if 0 < cut < num_tokens:
+            shorter = round_find(cache, tokens[:cut])
+            assert shorter.num_restored == sum(s.num_tokens for s in shorter.spans) == cut - 1, "logits are needed"
+
+
+def test_in_rounding_an_answer_is_part_of_the_next_prompt(cache: Cache, store: Store) -> None:
+    request = asked("first", tokens=list(range(20)))
+    request.output_tokens = list(range(100, 117))
+    answered = list(range(20)) + request.output_tokens[:-1]  # the newest token was no step's input
+    kv = PromptKV([span(answered[:5]), span(answered[5:20]), span(answered[20:])], torch.arange(8.0), 2.0)
+    assert cache.admission.store_kv(request, per_user(request), ROUNDING, kv)
+    whole = round_find(cache, list(request.prompt_tokens))
+    assert isinstance(whole.prompt_logits, torch.Tensor), "the prompt's own record is there as well"
+    for num_more in (0, 5):
+        match = round_find(cache, [*answered, request.output_tokens[-1], *[7] * num_more])
+        assert match.num_restored == len(answered)
+        assert torch.equal(torch.cat([s.keys for s in match.spans], dim=2), span(answered).keys)
+    edited = round_find(cache, [*answered[:25], 9, *answered[26:]])
+    assert edited.num_restored == 25, "an answer that was cut or changed"
+    costs = {
+        row["num_tokens"]: row["compute_ms"] for row in store._db.rows("SELECT * FROM blocks WHERE kind = 'block'")
+    }
+    assert costs == {16: 32.0, 4: 8.0}
+    assert cache.admission.store_kv(request, per_user(request), ROUNDING, kv), "nothing to do"
+
+
+def test_in_rounding_the_scope_that_shares_most_serves_and_no_other_is_read(cache: Cache) -> None:
+    tokens = list(range(40))
+    both = access("global_user", user="os:1/ann", allow_global="own")
+    shared = access("global_only", user="os:1/bob", allow_global="own")
+    cache.answer(asked("first", tokens=tokens[:20]), model=ROUNDING)
+    cache.answer(asked("first", tokens=tokens, user="os:1/bob"), model=ROUNDING, granted=shared)
+    match = round_find(cache, [*tokens[:30], 99], both)
+    assert (match.num_restored, match.receipt.scope) == (30, "global")
+    assert round_find(cache, [*tokens[:30], 99]).num_restored == 20
+    stranger = asked("first", tokens=tokens, user="os:1/eve")
+    assert cache.lookup.find(stranger, per_user(stranger), ROUNDING).num_restored == 0
+
+
+class CountedFiles(Files):
+    num_reads = 0
+
+    def read(self, path: Path, size_bytes: int) -> bytearray:
+        self.num_reads += 1
+        return super().read(path, size_bytes)
+
+
+@pytest.fixture
+def files() -> CountedFiles:
+    return CountedFiles()
+
+
+@pytest.fixture
+def cold(tmp_path: Path, files: CountedFiles) -> Iterator[Cache]:
+    """A cache that reads all KV from disk."""
+    store = Store.open(tmp_path / "cold", StoreLimits(ram_bytes=1, disk_bytes=10**8), files=files)
+    yield Cache(store)
+    store.close()
+
+
+@pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
+@pytest.mark.parametrize("num_tokens", [15, 32, 40, 64, 100])
+def test_what_both_scopes_hold_is_read_from_one(
+    cold: Cache, files: CountedFiles, model: ModelKey, num_tokens: int
+) -> None:
+    tokens = list(range(num_tokens))
+    both = access("global_user", user="os:1/ann", allow_global="own")
+    cold.answer(asked("first", tokens=tokens), model=model, granted=both)
+    for prompt in (tokens, [*tokens, 7, 7], tokens[:-1], [*tokens[: num_tokens // 2], 7, 7]):
+        request = asked("first", tokens=prompt, options={"mode": CacheMode.PREFIX})
+        files.num_reads = 0
+        alone = cold.lookup.find(request, per_user(request), model)
+        num_alone, files.num_reads = files.num_reads, 0
+        match = cold.lookup.find(request, both, model)
+        # In `rounding` the one block by which the other scope may go on is looked into.
+        assert files.num_reads <= num_alone + (model is ROUNDING), prompt
+        assert match.num_restored == alone.num_restored
+
+
+@pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
+@pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 63, 64, 65])
+def test_whichever_scope_covers_more_serves(cold: Cache, model: ModelKey, num_tokens: int) -> None:
+    """Every number of tokens in each of the two scopes, with and without what follows the prompt's last token."""
+    prompt = list(range(num_tokens))
+    both = access("global_user", user="os:1/ann", allow_global="own")
+    shared = access("global_only", user="os:1/ann", allow_global="own")
+    request = asked("first", tokens=prompt, options={"mode": CacheMode.PREFIX})
+    for own, other in itertools.product((0, 16, 32, 63, num_tokens), repeat=2):
+        cold.store.clear(user="os:1/ann")
+        for num, granted in ((own, per_user(request)), (other, shared)):
+            if num:
+                behind = [] if num >= num_tokens else [99]
+                cold.answer(asked("first", tokens=[*prompt[:num], *behind]), model=model, granted=granted)
+        alone = [cold.lookup.find(request, granted, model).num_restored for granted in (per_user(request), shared)]
+        match = cold.lookup.find(request, both, model)
+        assert match.num_restored == max(alone), (own, other)
+        assert match.num_restored == sum(span.num_tokens for span in match.spans)
+        if match.num_restored:
+            assert match.receipt.scope == ("user" if alone[0] >= alone[1] else "global"), (own, other)
+
+
+def test_the_modes_never_meet(cache: Cache) -> None:
+    tokens = list(range(64))
+    request = asked("first", tokens=tokens)
+    cache.answer(request)
+    assert round_find(cache, tokens).num_restored == 0
+    cache.answer(asked("second", tokens=[*tokens, 5]), model=ROUNDING)
+    assert cache.find(asked("third", tokens=[*tokens, 5, 6])).num_restored == 64
+    assert cache.find(asked("third", tokens=[*tokens[:40], 6])).num_restored == 32
+
+
+def test_in_rounding_what_is_not_worth_loading_is_not_looked_for_elsewhere(store: Store) -> None:
+    cache = Cache(store, OffPolicy(), prefill_ms_per_token=lambda: 1e-12)
+    tokens = list(range(40))
+    cache.answer(asked("first", tokens=tokens), model=ROUNDING)
+    store.load_prefix(PromptKeys.of(per_user(asked("")).read[0], ROUNDING, tokens).blocks)  # measures RAM
+    assert round_find(cache, [*tokens[:30], 99]).num_restored == 0
+    assert store.counters()["computed_instead"] == 1
 
 
 def test_another_model_or_machine_finds_nothing(cache: Cache) -> None:

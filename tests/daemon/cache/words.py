@@ -19,7 +19,7 @@ from semcache.store.entries import Entry
 from semcache.store.store import Store
 from semcache.store.tensors import KVSpan
 
-MODEL = ModelKey("m", "m-1", "fingerprint", "numerics", prefill_chunk_tokens=32, block_tokens=16)
+MODEL = ModelKey("m", "m-1", "fingerprint", "numerics", cut_tokens=32, block_tokens=16)
 
 
 class WordEmbedder:
