@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.write_model:
             _write_model(options, options.write_model)
             print(f"wrote {options.write_model}")
+            if options.gguf:
+                from benchmarks.peers.gguf import write_gguf
+
+                print(f"wrote {write_gguf(options.write_model, options.gguf)}")
             return 0
         found = measure(options)
     except (SemcacheError, PeerError) as error:
@@ -80,13 +85,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         settings = {
             "shape": options.shape, "parameters": info.num_parameters, "dtype": info.dtype,
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-            "prefill_chunk_tokens": ours.engine.prefill_chunk_tokens, "tie_margin": ours.engine.tie_margin,
+            "prefill_chunk_tokens": ours.engine.prefill_chunk_tokens, "widths": ours.engine.widths,
+            "products": info.products, "tie_margin": ours.engine.tie_margin, "seed": options.seed,
             **asdict(plan),
         }  # fmt: skip
         for name, value in (about | settings).items():
             print(f"{name:22}{value}")
         bench = Bench(
-            plan, setup, home / "cache", ours, Generate(model), peers, num_threads=torch.get_num_threads(), say=_say
+            plan,
+            setup,
+            home / "cache",
+            ours,
+            Generate(model),
+            peers,
+            num_threads=torch.get_num_threads(),
+            say=_say,
+            seed=options.seed,
         )
         bench.run()
         rows = report.rows_of(bench.seen)
@@ -106,6 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _peers(options: argparse.Namespace, plan: Any, model: Any, setup: Any, home: Path, stack: ExitStack) -> list[Any]:
     """Every other system that can be had, each with what it needs; says which cannot."""
     from benchmarks.peers.daemon import start_daemon
+    from benchmarks.peers.gguf import write_gguf
     from benchmarks.peers.llama import LlamaCpp
     from benchmarks.peers.server import Server
     from benchmarks.peers.stock import ContinuousBatching
@@ -116,12 +131,11 @@ def _peers(options: argparse.Namespace, plan: Any, model: Any, setup: Any, home:
         2 * max(*plan.streams, 2) * (max(*plan.prompt_tokens, plan.stream_prompt_tokens) + plan.answer_tokens + 64)
     )
     peers.append(ContinuousBatching(model, capacity_tokens=capacity, batch_tokens=2048))
-    if options.gguf is None:
-        _say("llama.cpp is not measured in this process: give --gguf FILE, or its server's --target")
-    elif find_spec("llama_cpp") is None:
-        _say("llama.cpp is not measured: llama-cpp-python is not installed")
+    if find_spec("llama_cpp") is None or (options.gguf is None and find_spec("gguf") is None):
+        _say("llama.cpp is not measured in this process: it needs the packages llama-cpp-python and gguf")
     else:
-        peers.append(LlamaCpp(options.gguf, context_tokens=plan.context_tokens))
+        gguf = options.gguf or write_gguf(Path(setup.folder), home / "model.gguf")
+        peers.append(LlamaCpp(gguf, context_tokens=plan.context_tokens))
     if options.over_socket:
         socket = stack.enter_context(start_daemon(setup, home / "daemon"))
         peers.append(Server("semcache_socket", "http://semcache", socket=str(socket)))
@@ -165,14 +179,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     add("--threads", type=int, default=0, metavar="N", help="torch threads; 0 leaves them as they are")
     add("--repeats", type=int, default=3, metavar="R")
+    add("--seed", type=int, default=None, metavar="N", help="of the prompts; by default other ones in every run")
     add("--target", type=_target, action="append", default=[], metavar="NAME=URL", help="an OpenAI-compatible server")
     add("--over-socket", action="store_true", help="also our daemon, from end to end")
-    add("--gguf", type=Path, metavar="FILE", help="the same weights for llama-cpp-python, where it is installed")
+    add("--gguf", type=Path, metavar="FILE", help="the model for llama.cpp; written here with --write-model")
     add("--json", type=Path, metavar="FILE")
     add("--plots", type=Path, metavar="DIR")
     add("--write-model", type=Path, metavar="DIR", help="write the shape's model for other servers to load, and end")
     add("--quick", action="store_true", help="a tiny model, short prompts, one repeat: does the benchmark work?")
     options = parser.parse_args(arguments)
+    if options.seed is None:
+        options.seed = secrets.randbits(32)  # a server that was asked before would know the prompts of a fixed one
     if options.quick:
         options.shape, options.repeats, options.prompt_tokens = "tiny", 1, (256,)
         options.stream_prompt_tokens, options.answer_tokens, options.gap_prompt_tokens = 96, 8, 512

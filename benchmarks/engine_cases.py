@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.peers.answer import Answer, System
+from benchmarks.peers.answer import Answer, PeerError, System
+from benchmarks.peers.llama import LlamaCpp
 from benchmarks.peers.memory import peak_memory
 from benchmarks.peers.ours import Ours, Setup
 from benchmarks.peers.restart import ask_after_restart
@@ -25,6 +26,7 @@ SHARED_TOKENS = 64  # the short prefix, and what follows the long one
 WARM_TOKENS = 8  # answers of warm requests: enough to compare
 NUM_WARM = 5  # warm requests are short, so there are more of them in a repeat
 NUM_GAP_STREAMS = 4
+NUM_GAP_ROUNDS = 2  # a 99th percentile of one prompt's chunks would be its slowest chunk
 
 Prompt = Sequence[int]
 Ask = Callable[[], list[Answer]]
@@ -51,6 +53,7 @@ class Seen:
 
     samples: list[Sample] = field(default_factory=list)
     through_kv: list[Answer] = field(default_factory=list)
+    firsts: list[Answer] = field(default_factory=list)  # of warm requests in a row, what a user meets
     num_compared: int = 0
     margins: list[float] = field(default_factory=list)  # of answers that differ, at the first token that does
     gaps_ms: list[float] = field(default_factory=list)
@@ -83,7 +86,7 @@ class Bench:
 
     def __init__(
         self, plan: Plan, setup: Setup, home: Path, ours: Ours, generate: Generate, peers: Sequence[System], *,
-        num_threads: int, say: Callable[[str], None], seed: int = 0,
+        num_threads: int, say: Callable[[str], None], seed: int,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.seen: defaultdict[Key, Seen] = defaultdict(Seen)
@@ -110,7 +113,8 @@ class Bench:
             self._say(f"repeat {repeat + 1} of {self.plan.repeats}: streams")
             self._streams(repeat)
             if self.plan.gap_prompt_tokens:
-                self._gaps()
+                for _ in range(NUM_GAP_ROUNDS):
+                    self._gaps()
 
     # One prompt: cold, again, longer, mostly another, from disk, after a restart
 
@@ -132,8 +136,9 @@ class Bench:
         }
         given = self._in_turn(repeat, {keys[name]: ask for name, ask in asks.items()})
         stock = given[keys["generate"]]
-        for name in (OFF, ours.name):
-            self._compare(keys[name], [prompt], given[keys[name]], stock)
+        for name, key in keys.items():
+            if name != "generate":
+                self._compare(key, [prompt], given[key], stock)
 
         self._again(prompt, sampled)
         self._longer(repeat, longer)
@@ -143,10 +148,14 @@ class Bench:
 
     def _again(self, prompt: Prompt, expected: list[Answer]) -> None:
         key = Key(self._ours.name, "warm_ram", len(prompt), 1)
-        for _ in range(NUM_WARM):
+        for number in range(NUM_WARM):
             ask = partial(self._ours.ask, [prompt], WARM_TOKENS, sampled=True, store=False)
+            self._ours.spoil_slots(len(prompt))
             answers = self._record(key, ask)
+            if number == 0:
+                self.seen[key].firsts += answers
             self._compare(key, [prompt], answers, expected)
+            self._ours.spoil_slots(len(prompt))
             through = ask(stored_logits=False)
             self.seen[key].through_kv += through
             self._compare(key, [prompt], through, expected)
@@ -163,8 +172,11 @@ class Bench:
             Key(OFF, "cold", len(prompt), 1): partial(self._ours.ask, [prompt], WARM_TOKENS, cache=False),
         }
         given = self._in_turn(repeat, asks)
-        for _ in range(NUM_WARM):
+        for number in range(NUM_WARM):
+            self._ours.spoil_slots(len(prompt))
             answers = self._record(shared, partial(self._ours.ask, [prompt], WARM_TOKENS, store=False))
+            if number == 0:
+                self.seen[shared].firsts += answers
             self._compare(shared, [prompt], answers, given[Key(OFF, "cold", len(prompt), 1)])
         for peer in self._peers:
             self._record(Key(peer.name, "shared_prefix", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
@@ -191,6 +203,7 @@ class Bench:
         for has_logits in (True, False):
             ours.close_store(drop_page_cache=True)
             ours.open_store()
+            ours.spoil_slots(len(prompt))
 
             ask = partial(ours.ask, [prompt], WARM_TOKENS, sampled=True, store=False, stored_logits=has_logits)
             if has_logits:
@@ -206,33 +219,36 @@ class Bench:
             ours.open_store()
         self.seen[restart].samples.append(Sample([answer], None))
         self._compare(restart, [prompt], [answer], expected)
+        for peer in self._peers:
+            if isinstance(peer, LlamaCpp):
+                file = self._home.parent / "llama-state.bin"
+                key = Key(peer.name, "restart", len(prompt), 1)
+                self._record(key, lambda peer=peer, file=file: [peer.ask_after_restore(prompt, WARM_TOKENS, file)])
 
     # Several at once
 
     def _streams(self, repeat: int) -> None:
-        """The same prompts one at a time and so many at once, nothing stored; the tokens must be the same."""
+        """Prompts one at a time, then so many at once, which is stored as ever; the tokens must be the same."""
         plan, num_tokens = self.plan, self.plan.stream_prompt_tokens
-        prompts = [self._fresh(num_tokens) for _ in range(max(plan.streams))]
-        alone = [
-            answer
-            for prompt in prompts
-            for answer in self._record(
-                Key(self._ours.name, "miss", num_tokens, 1),
-                partial(self._ours.ask, [prompt], plan.answer_tokens, store=False),
-            )
-        ]
         for num_streams in plan.streams:
+            prompts = [self._fresh(num_tokens) for _ in range(num_streams)]
+            alone = [
+                answer
+                for prompt in prompts
+                for answer in self._record(
+                    Key(self._ours.name, "miss", num_tokens, 1),
+                    partial(self._ours.ask, [prompt], plan.answer_tokens, store=False),
+                )
+            ]
             if num_streams == 1:
                 continue
-            for first in range(0, len(prompts), num_streams):
-                some, expected = prompts[first : first + num_streams], alone[first : first + num_streams]
-                ours = Key(self._ours.name, "miss", num_tokens, num_streams)
-                asks: dict[Key, Ask] = {ours: partial(self._ours.ask, some, plan.answer_tokens, store=False)}
-                for peer in self._peers:
-                    key = Key(peer.name, "cold", num_tokens, num_streams)
-                    asks[key] = partial(peer.ask, some, plan.answer_tokens)
-                for key, answers in self._in_turn(repeat, asks).items():
-                    self._compare(key, some, answers, expected)
+            ours = Key(self._ours.name, "miss", num_tokens, num_streams)
+            asks: dict[Key, Ask] = {ours: partial(self._ours.ask, prompts, plan.answer_tokens)}
+            for peer in self._peers:
+                key = Key(peer.name, "cold", num_tokens, num_streams)
+                asks[key] = partial(peer.ask, prompts, plan.answer_tokens)
+            for key, answers in self._in_turn(repeat, asks).items():
+                self._compare(key, prompts, answers, alone)
 
     def _gaps(self) -> None:
         """How long running streams wait for each other's next token while a long prompt is computed beside them."""
@@ -258,14 +274,21 @@ class Bench:
         return {key: self._record(key, asks[key]) for key in (*order[start:], *order[:start])}
 
     def _record(self, key: Key, ask: Ask) -> list[Answer]:
-        with peak_memory(self._setup.device) as peak:
-            answers = ask()
+        """A peer that fails leaves a gap in the table; the others go on."""
+        try:
+            with peak_memory(self._setup.device) as peak:
+                answers = ask()
+        except PeerError as error:
+            if key.system.startswith(self._ours.name):
+                raise
+            self._say(str(error))
+            return []
         self.seen[key].samples.append(Sample(answers, peak.mb))
         return answers
 
     def _compare(self, key: Key, prompts: Sequence[Prompt], ours: list[Answer], expected: list[Answer]) -> None:
         """Count answers that differ from the expected ones, with the margin that the stock model sees between them."""
-        for prompt, answer, other in zip(prompts, ours, expected, strict=True):
+        for prompt, answer, other in zip(prompts, ours, expected, strict=bool(ours)):
             if answer.tokens and other.tokens:
                 self.seen[key].num_compared += 1
                 margin = self._generate.margin(prompt, answer.tokens, other.tokens)

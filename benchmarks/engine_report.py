@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ class Row:
     streams: int
     samples: int
     ttft_ms: float | None
+    first_ttft_ms: float | None  # of warm requests in a row only the first
     ttft_through_kv_ms: float | None  # without stored logits: the last chunk is computed
     second_token_ms: float | None
     tpot_ms: float | None
@@ -61,10 +63,16 @@ class Bar:
 
 BARS = (
     Bar("ttft_ram", at_least=100), Bar("ttft_through_kv", at_least=6),
-    Bar("second_token_ram", at_least=20), Bar("second_token_disk", at_least=12), Bar("shared_prefix", at_least=8),
+    Bar("second_token_ram", at_least=20), Bar("second_token_disk", at_least=12),
+    Bar("second_token_uncached_disk", at_least=12), Bar("shared_prefix", at_least=8),
     Bar("shared_64", at_least=0.98), Bar("miss_ttft", at_most=1), Bar("miss_total", at_most=1),
     Bar("miss_vs_off", at_most=1.03), Bar("written_vs_off", at_most=1.05), Bar("streams8_vs_1", at_least=2),
     Bar("streams8_vs_cb", at_least=1), Bar("gap_vs_chunk_and_step", at_most=1.5),
+    # Beside other systems: any that is called so, in this process or as a server.
+    Bar("cold_ttft_vs_llama*", at_most=0.7), Bar("cold_ttft_vs_vllm*", at_most=1),
+    Bar("tpot_vs_llama*", at_most=1.8), Bar("tpot_vs_vllm*", at_most=0.8),
+    Bar("warm_second_token_vs_llama*", at_most=1.2), Bar("restart_vs_llama*", at_most=1),
+    Bar("streams8_vs_llama*", at_least=1), Bar("streams8_vs_vllm*", at_least=1),
 )  # fmt: skip
 
 
@@ -78,7 +86,8 @@ def _row(key: Key, seen: Seen) -> Row:
     cached = [answer.cached_tokens for answer in answers if answer.cached_tokens is not None]
     return Row(
         **key._asdict(), samples=len(seen.samples),
-        ttft_ms=_median(a.ttft_ms for a in answers), ttft_through_kv_ms=_median(a.ttft_ms for a in seen.through_kv),
+        ttft_ms=_median(a.ttft_ms for a in answers), first_ttft_ms=_median(a.ttft_ms for a in seen.firsts),
+        ttft_through_kv_ms=_median(a.ttft_ms for a in seen.through_kv),
         second_token_ms=_median(a.second_token_ms for a in answers), tpot_ms=_median(a.tpot_ms for a in answers),
         gap_p99_ms=_percentile(seen.gaps_ms, 0.99), chunk_ms=_median(chunks), step_ms=_median(steps),
         total_ms=_median(a.total_ms for a in answers), settled_ms=_median(a.settled_ms for a in answers),
@@ -123,17 +132,34 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
         "streams8_vs_1": _over(rate8, at("tokens_per_s", "miss", num_tokens=num_streamed)),
         "streams8_vs_cb": _over(rate8, at("tokens_per_s", "cold", "generate_batch", num_streamed, 8)),
         "gap_vs_chunk_and_step": _over(gap, chunk + step if chunk is not None and step is not None else None),
+    } | {
+        f"{what}_vs_{peer}": ratio
+        for peer in sorted({row.system for row in found.values()} - {_OURS, OFF, "generate", "generate_batch"})
+        for what, ratio in {
+            "cold_ttft": _over(at("ttft_ms", "miss"), at("ttft_ms", "cold", peer)),
+            "tpot": _over(at("tpot_ms", "miss"), at("tpot_ms", "cold", peer)),
+            "warm_second_token": _over(at("second_token_ms", "warm_ram"), at("second_token_ms", "warm_ram", peer)),
+            "restart": _over(at("second_token_ms", "restart"), at("second_token_ms", "restart", peer)),
+            "streams8": _over(rate8, at("tokens_per_s", "cold", peer, num_streamed, 8)),
+        }.items()
+        if ratio is not None
     }
 
 
 def verdicts(ratios: Mapping[str, float | None]) -> dict[str, str]:
-    return {bar.ratio: bar.verdict(ratios[bar.ratio]) for bar in BARS}
+    found = {name: bar_of(name) for name in ratios}
+    return {name: bar.verdict(ratios[name]) for name, bar in found.items() if bar is not None}
+
+
+def bar_of(ratio: str) -> Bar | None:
+    return next((bar for bar in BARS if fnmatchcase(ratio, bar.ratio)), None)
 
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("system", "system", str), ("case", "case", str), ("prompt", "prompt_tokens", str), ("streams", "streams", str),
     ("cached", "cached_tokens", str), ("TTFT", "ttft_ms", "{:.1f}".format),
-    ("by KV", "ttft_through_kv_ms", "{:.1f}".format), ("2nd token", "second_token_ms", "{:.1f}".format),
+    ("1st", "first_ttft_ms", "{:.1f}".format), ("by KV", "ttft_through_kv_ms", "{:.1f}".format),
+    ("2nd token", "second_token_ms", "{:.1f}".format),
     ("TPOT", "tpot_ms", "{:.1f}".format), ("total", "total_ms", "{:.0f}".format),
     ("written", "settled_ms", "{:.0f}".format), ("tokens/s", "tokens_per_s", "{:.1f}".format),
     ("gap p99", "gap_p99_ms", "{:.1f}".format), ("peak MB", "peak_mb", "{:.0f}".format),
@@ -159,11 +185,10 @@ def table(rows: Iterable[Row]) -> list[str]:
 
 def bars(ratios: Mapping[str, float | None]) -> list[str]:
     """One line for each ratio: value, bar, met or missed."""
-    by_name = {bar.ratio: bar for bar in BARS}
     lines = []
     for name, value in ratios.items():
         text = "–" if value is None else f"{value:.3g}"
-        bar = by_name.get(name)
+        bar = bar_of(name)
         lines.append(f"{name:28}{text:>8}" + (f"   bar {bar!s:8} {bar.verdict(value)}" if bar is not None else ""))
     return lines
 

@@ -48,3 +48,9 @@ def _listen(model: Any) -> None:
 def as_text(tokens: Sequence[int]) -> str:
     """The text whose tokens these are, for a model made here."""
     return " ".join(map(str, tokens))
+
+
+def as_tokens(text: str) -> tuple[int, ...]:
+    """The tokens that a model made here answered with; none where it is another's text."""
+    words = text.split()
+    return tuple(map(int, words)) if all(word.isdecimal() for word in words) else ()

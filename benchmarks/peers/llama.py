@@ -1,7 +1,11 @@
-"""llama.cpp through llama-cpp-python, in this process; its prefix cache keeps the last prompt only."""
+"""llama.cpp through llama-cpp-python, in this process, with KV in float32 as everywhere else here.
+
+Its prefix cache keeps the last prompt only, so a prompt that was asked just before is warm.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.answer import Answer
+from benchmarks.peers.answer import Answer, PeerError
 
 
 class LlamaCpp:
@@ -20,9 +24,10 @@ class LlamaCpp:
 
     def __init__(self, gguf: Path, *, context_tokens: int) -> None:
         num_threads = torch.get_num_threads()
-        self._model: Any = import_module("llama_cpp").Llama(
-            model_path=str(gguf), n_ctx=context_tokens, n_threads=num_threads, n_threads_batch=num_threads,
-            verbose=False,
+        self._library = library = import_module("llama_cpp")
+        self._model: Any = library.Llama(
+            model_path=str(gguf), n_ctx=context_tokens, n_batch=512, n_threads=num_threads, n_threads_batch=num_threads,
+            type_k=library.GGML_TYPE_F32, type_v=library.GGML_TYPE_F32, verbose=False,
         )  # fmt: skip
 
     def ask(self, prompts: Sequence[Sequence[int]], max_tokens: int, *, sampled: bool = False) -> list[Answer]:
@@ -38,7 +43,29 @@ class LlamaCpp:
             stamps.append(time.perf_counter())
             if len(tokens) == max_tokens:
                 break
-        return Answer((), started, tuple(stamps), time.perf_counter())
+        return Answer(tuple(tokens), started, tuple(stamps), time.perf_counter())
+
+    def ask_after_restore(self, prompt: Sequence[int], max_tokens: int, file: Path) -> Answer:
+        """A sampled answer behind a prompt whose KV comes from a file, into a context that holds nothing.
+
+        Only reading and answering are timed. A new process would also load the model, as ours does before its clock.
+        """
+        context, tokens = self._model.ctx, (self._library.llama_token * len(prompt))(*prompt)
+        self._one(prompt, 1, 0.0, time.perf_counter())
+        if not self._library.llama_state_seq_save_file(context, str(file).encode(), 0, tokens, len(prompt)):
+            raise PeerError(f"llama.cpp could not write {file}")
+        self._model.reset()
+        self._model._ctx.kv_cache_clear()
+        started = time.perf_counter()
+        num_read = ctypes.c_size_t()
+        if not self._library.llama_state_seq_load_file(
+            context, str(file).encode(), 0, tokens, len(prompt), ctypes.byref(num_read)
+        ):
+            raise PeerError(f"llama.cpp could not read {file}")
+        self._model.input_ids[: num_read.value] = tokens[: num_read.value]
+        self._model.n_tokens = num_read.value
+        self._model._requires_eval = True
+        return self._one(prompt, max_tokens, 0.8, started)
 
     def close(self) -> None:
         self._model.close()

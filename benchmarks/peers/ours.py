@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -21,8 +22,9 @@ from semcache.daemon.cache.lookup import Lookup, Match
 from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
-from semcache.daemon.loop import EngineLoop, Progress, Served
+from semcache.daemon.loop import EngineLoop, Progress
 from semcache.daemon.request import CacheMode, CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
+from semcache.daemon.served import Served
 from semcache.store.store import KV_FOLDER, Store
 
 USER = "os:0"
@@ -87,8 +89,7 @@ class Ours:
         self._granted = access("per_user", user=USER, allow_global="own")
         engine = self.engine
         self._model = model_key(
-            Served(engine.info, engine.tokenizer, engine.numerics, engine.num_slots),
-            prefill_chunk_tokens=engine.prefill_chunk_tokens,
+            Served(engine.info, engine.tokenizer, engine.numerics, engine.cut_tokens, engine.num_slots),
             block_tokens=self._config.cache.block_tokens,
         )
         self._ids = count()
@@ -102,7 +103,10 @@ class Ours:
     def open_store(self) -> None:
         """Open the cache with an empty RAM tier, as after a restart."""
         self._store = Store.open(self._home, store_limits(self._config, self._home))
-        self._lookup = Lookup(self._store, OffPolicy(), lambda: None, drafts=self._config.draft.enabled)
+        self._lookup = Lookup(
+            self._store, OffPolicy(), lambda: None, drafts=self._config.draft.enabled,
+            prefill_ms_per_token=lambda: self._loop.prefill_ms_per_token,
+        )  # fmt: skip
         self._admission = Admission(self._store, lambda: None)
 
     def close_store(self, *, drop_page_cache: bool) -> None:
@@ -133,19 +137,29 @@ class Ours:
             self._pool.submit(self._start, one, stored_logits)
         return [self._answer(one) for one in pending]
 
+    def spoil_slots(self, num_tokens: int) -> None:
+        """Make free slots useless, so that KV which an earlier request left there cannot pass for restored KV.
+
+        A free slot is the last one given back, which often held the very prompt that is asked next.
+        """
+        pool = self.engine._pool
+        for tensors in (pool.keys, pool.values):
+            for tensor in tensors:
+                tensor[pool._free[-2:], :, :num_tokens] = math.nan
+
     def gaps_ms(self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int], max_tokens: int) -> list[float]:
         """The time between tokens of running streams while a long prompt is prefilled beside them.
 
         The streams are long enough when some of them still run at the end of the prefill; the others count until then.
         """
         sampling = replace(GREEDY, max_tokens=max_tokens)
-        streams = [self._pending(prompt, sampling, CacheOptions(no_store=True)) for prompt in prompts]
+        streams = [self._pending(prompt, sampling, CacheOptions()) for prompt in prompts]
         for one in streams:
             self._pool.submit(self._start, one, True)
         for one in streams:
             if not one.has_begun.wait(_TIMEOUT_S):
                 raise PeerError(f"request {one.request.id} gave no token within {_TIMEOUT_S:.0f} s")
-        late = self._pending(long_prompt, replace(GREEDY, max_tokens=1), CacheOptions(no_store=True))
+        late = self._pending(long_prompt, replace(GREEDY, max_tokens=1), CacheOptions())
         self._pool.submit(self._start, late, True)
         for one in (late, *streams):
             self._answer(one)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from benchmarks.peers.answer import Answer, PeerError
-from benchmarks.peers.folder import as_text
+from benchmarks.peers.folder import as_text, as_tokens
 
 _TIMEOUT_S = 600.0
 _Body = dict[str, Any]
@@ -29,7 +29,8 @@ class Server:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(
             base_url=url.rstrip("/").removesuffix("/v1"), timeout=_TIMEOUT_S, headers=headers,
-            transport=httpx.HTTPTransport(uds=socket) if socket else None,
+            # A kept connection may be closed by an idle server just when the next request goes out.
+            transport=httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_keepalive_connections=0)),
         )  # fmt: skip
         self._way = 0  # which of the ways to send a prompt this server takes
         self._model = self._first_model()
@@ -72,8 +73,9 @@ class Server:
 
 # Each way to send a prompt: the route and what the body says.
 _WAYS: list[tuple[str, Any]] = [
-    ("/v1/completions", lambda prompt: {"prompt": list(prompt)}),
-    ("/v1/completions", lambda prompt: {"prompt": as_text(prompt)}),
+    # Answers go on to their full length, as everywhere here; a server may know the token that ends one.
+    ("/v1/completions", lambda prompt: {"prompt": list(prompt), "ignore_eos": True}),
+    ("/v1/completions", lambda prompt: {"prompt": as_text(prompt), "ignore_eos": True}),
     # The names of the two speakers take a token each.
     ("/v1/chat/completions", lambda prompt: {"messages": [{"role": "user", "content": as_text(prompt[:-2])}]}),
 ]
@@ -82,6 +84,7 @@ _WAYS: list[tuple[str, Any]] = [
 def _read(response: httpx.Response, started: float) -> Answer:
     """One stamp for each chunk that carries text; usage says how much of the prompt was cached."""
     stamps: list[float] = []
+    text = ""
     cached: int | None = None
     for line in response.iter_lines():
         if not line.startswith("data:") or line.endswith("[DONE]"):
@@ -90,11 +93,13 @@ def _read(response: httpx.Response, started: float) -> Answer:
         chunk: _Body = json.loads(line.removeprefix("data:"))
         if "error" in chunk:
             raise PeerError(f"the stream broke: {chunk['error']}")
-        stamps += [now for choice in chunk.get("choices") or () if _has_text(choice)]
+        said = "".join(_text(choice) for choice in chunk.get("choices") or ())
+        stamps += [now] if said else []
+        text += said
         details = (chunk.get("usage") or {}).get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens", cached)
-    return Answer((), started, tuple(stamps), time.perf_counter(), cached_tokens=cached)
+    return Answer(as_tokens(text), started, tuple(stamps), time.perf_counter(), cached_tokens=cached)
 
 
-def _has_text(choice: _Body) -> bool:
-    return bool(choice.get("text") or (choice.get("delta") or {}).get("content"))
+def _text(choice: _Body) -> str:
+    return choice.get("text") or (choice.get("delta") or {}).get("content") or ""

@@ -8,16 +8,19 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import engine
-from benchmarks.engine_cases import Key, Plan, Sample, Seen
+from benchmarks.engine_cases import Bench, Key, Plan, Sample, Seen
 from benchmarks.engine_report import Bar, bars, draw, ratios_of, rows_of, table
 from benchmarks.peers.answer import Answer, PeerError
 from benchmarks.peers.llama import LlamaCpp
+from benchmarks.peers.ours import Setup
 from benchmarks.peers.server import Server
+from benchmarks.peers.stock import Generate
 
 # The contract's names, word for word.
 ROW = (
@@ -205,7 +208,7 @@ def test_a_server_gets_prompts_in_the_first_way_it_takes(web: Any, refuses: tupl
     server = Server("peer", f"http://127.0.0.1:{web.server_port}/v1")
     for _ in range(2):
         [got] = server.ask([[1, 2, 3, 4]], 5)
-        assert (len(got.stamps), got.cached_tokens) == (5, 7)
+        assert (got.tokens, len(got.stamps), got.cached_tokens) == ((1,) * 5, 5, 7)
         assert got.started <= got.stamps[0] <= got.stamps[-1] <= got.ended
     server.close()
     assert [kind for _, kind in web.asked] == [*ways, ways[-1]]
@@ -216,6 +219,21 @@ def test_a_server_that_refuses_everything_is_named(web: Any) -> None:
     server = Server("peer", f"http://127.0.0.1:{web.server_port}")
     with pytest.raises(PeerError, match="peer: /v1/chat/completions gave 400"):
         server.ask([[1, 2, 3, 4]], 5)
+    server.close()
+
+
+def test_a_peer_that_fails_leaves_a_gap_and_ours_may_not(web: Any) -> None:
+    web.refuses = ("ids", "text", "chat")
+    server, said = Server("peer", f"http://127.0.0.1:{web.server_port}"), list[str]()
+    ours: Any = SimpleNamespace(name="semcache")
+    setup, generate = Setup("", "cpu", "auto", 1, 64), Generate(None)
+    bench = Bench(PLAN, setup, Path(), ours, generate, (server,), num_threads=1, say=said.append, seed=0)
+    key = Key("peer", "cold", 4, 1)
+    assert bench._record(key, lambda: server.ask([[1, 2, 3, 4]], 5)) == []
+    assert key not in bench.seen
+    assert said == ["peer: /v1/chat/completions gave 400: {}"]
+    with pytest.raises(PeerError):
+        bench._record(key._replace(system="semcache"), lambda: server.ask([[1, 2, 3, 4]], 5))
     server.close()
 
 
@@ -239,10 +257,10 @@ def test_llama_cpp_in_this_process_is_asked_for_token_ids(monkeypatch: pytest.Mo
         def close(self) -> None:
             asked.append(([], -1.0))
 
-    module = type("llama_cpp", (), {"Llama": Llama})
+    module = type("llama_cpp", (), {"Llama": Llama, "GGML_TYPE_F32": 0})
     monkeypatch.setitem(__import__("sys").modules, "llama_cpp", module)
     llama = LlamaCpp(tmp_path / "model.gguf", context_tokens=64)
     [got] = llama.ask([[1, 2, 3]], 4)
     llama.close()
-    assert len(got.stamps) == 4
+    assert (got.tokens, len(got.stamps)) == ((0, 1, 2, 3), 4)
     assert asked == [([1, 2, 3], 0.0), ([], -1.0)]
