@@ -155,11 +155,18 @@ class Client:
         answer = await self._json("DELETE", f"/v1/semcache/entries/{quote(entry_id, safe='')}")
         return int(answer["removed"])
 
-    async def clear(self, *, namespace: str | None = None, user: str | None = None) -> dict[str, int]:
-        """Remove what the caller owns, or the part named; how many `entries` and `blocks` went."""
-        body = {"namespace": namespace, "user": user}
+    async def pin(self, entry_id: str, *, pinned: bool = True) -> wire.PinResult:
+        """Keep an entry and its prompt's KV until it is unpinned; `pinned=False` unpins."""
+        path = f"/v1/semcache/entries/{quote(entry_id, safe='')}/pin"
+        return cast("wire.PinResult", await self._json("PUT" if pinned else "DELETE", path))
+
+    async def clear(
+        self, *, namespace: str | None = None, user: str | None = None, keep_pinned: bool = True
+    ) -> wire.Cleared:
+        """Remove what the caller owns, or the part named."""
+        body = {"namespace": namespace, "user": user, "all": None if keep_pinned else True}
         named = {name: value for name, value in body.items() if value is not None}
-        return cast("dict[str, int]", await self._json("POST", "/v1/semcache/clear", body=named))
+        return cast("wire.Cleared", await self._json("POST", "/v1/semcache/clear", body=named))
 
     async def check(self, fix: bool = False) -> wire.CheckReport:
         return cast("wire.CheckReport", await self._json("POST", "/v1/semcache/check", body={"fix": fix}))

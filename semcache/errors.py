@@ -67,6 +67,12 @@ class NotFoundError(SemcacheError):
     code = "not_found"
 
 
+class PinLimitError(SemcacheError):
+    """Pins would hold more of the disk, or of a user's quota, than they may."""
+
+    code = "pin_limit"
+
+
 class BusyError(SemcacheError):
     """The inbox is full; try again after `retry_after_s`."""
 

@@ -255,11 +255,29 @@ class EntryDetail(EntrySummary):
     finish_reason: str
     strategy: str
     fingerprint: str
-    blocks: int
+    blocks: int | None  # that hold its prompt's KV on disk now; None where that was never noted
+    kv_bytes: int | None  # of those
     embedded: bool
     expires: str | None
     aliases: list[str]  # prompts that were verified to want the same answer
     evidence: EntryEvidence | None
+
+
+class PinResult(TypedDict):
+    """What a pin holds now, or held: an answer and `blocks` of its prompt's KV, `bytes` together."""
+
+    id: str
+    pinned: bool
+    blocks: int
+    bytes: int
+
+
+class Cleared(TypedDict):
+    """What `clear` removed, and how many pinned answers it left."""
+
+    entries: int
+    blocks: int
+    pinned: int
 
 
 class ScopeEvidence(TypedDict):

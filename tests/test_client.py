@@ -94,7 +94,13 @@ async def test_every_read(client: Client, daemon: FakeDaemon) -> None:
 async def test_every_write(client: Client, daemon: FakeDaemon) -> None:
     daemon.replies["/v1/semcache/entries/e/2%3F"] = {"removed": 1}  # the cardboard daemon decodes just the slash
     assert await client.delete_entry("e/2?") == 1
-    assert await client.clear(user="bob") == {"entries": 5, "blocks": 9}
+    assert (await client.pin("e_1"))["pinned"]
+    assert (await client.pin("e_1", pinned=False))["id"] == "e_1"
+    assert [method for method, path, _ in daemon.seen if path.endswith("/pin")] == ["PUT", "DELETE"]
+    assert await client.clear(user="bob") == {"entries": 5, "blocks": 9, "pinned": 1}
+    await client.clear(user="bob", keep_pinned=False)
+    assert daemon.seen[-1][2] == {"user": "bob", "all": True}
+    await client.clear(user="bob")
     assert (await client.check(fix=True))["ok"]
     assert await client.load_model() == MODEL
     assert (await client.unload_model())["state"] == "unloaded"

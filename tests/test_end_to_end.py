@@ -202,8 +202,37 @@ def test_clearing_beside_a_running_request_removes_what_was_answered(make_daemon
         next(reply.iter_lines())
         with daemon.http() as other:
             removed = other.post("/v1/semcache/clear", json={"user": "ann"}).json()
-    assert removed == {"entries": 1, "blocks": 1}
+    assert removed == {"entries": 1, "blocks": 1, "pinned": 0}
     assert daemon.ask(QUESTION, user="ann")["cache"]["outcome"] == "miss"
+    daemon.stop()
+
+
+def test_a_pinned_answer_is_left_by_a_clear_and_its_prompt_stays_warm(
+    make_daemon: Callable[..., RunningDaemon],
+) -> None:
+    daemon = make_daemon()
+    asked = daemon.ask(QUESTION)
+    daemon.ask(OTHER_WORDING)
+    with daemon.http() as client:
+        entries = client.get("/v1/semcache/entries", params={"match": QUESTION}).json()["entries"]
+        entry_id = entries[0]["id"]
+        pinned = client.put(f"/v1/semcache/entries/{entry_id}/pin").json()
+        assert (pinned["id"], pinned["pinned"]) == (entry_id, True)
+        assert pinned["blocks"] > 0
+        assert client.put("/v1/semcache/entries/e_none/pin").status_code == 404
+        removed = client.post("/v1/semcache/clear", json={}).json()
+        assert (removed["entries"], removed["pinned"]) == (1, 1)
+        again = daemon.ask(QUESTION)
+        assert (again["cache"]["outcome"], again["answer"]) == ("exact", asked["answer"])
+        body = {"messages": [{"role": "user", "content": QUESTION}], "cache": "prefix"}
+        reply = client.post("/v1/chat/completions", json=body, headers={"Cache-Control": "no-store"})
+        warm = reply.json()["semcache"]
+        assert warm["usage"]["prompt_tokens_details"]["cached_tokens"] == warm["usage"]["prompt_tokens"]
+        path = f"/v1/semcache/entries/{entry_id}/pin"
+        assert not client.delete(path).json()["pinned"]
+        assert client.put(path).json()["pinned"]
+        removed = client.post("/v1/semcache/clear", json={"all": True}).json()
+        assert (removed["entries"], removed["pinned"]) == (1, 0)
     daemon.stop()
 
 

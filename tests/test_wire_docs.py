@@ -14,7 +14,7 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "http-api.md"
 @pytest.mark.parametrize(
     "shape",
     [wire.CandidateRow, wire.ScopeEvidence, wire.Explanation, wire.AuditReport, wire.AuditRow, wire.TuneReport,
-     wire.TuneRow, wire.FeedbackResult, wire.SemanticStatus],
+     wire.TuneRow, wire.FeedbackResult, wire.SemanticStatus, wire.PinResult, wire.Cleared],
     ids=lambda shape: shape.__name__,
 )  # fmt: skip
 def test_every_field_is_named(shape: type) -> None:

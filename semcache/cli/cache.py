@@ -12,6 +12,7 @@ from semcache.cli import render
 from semcache.cli.explain import explain, find
 from semcache.cli.feedback import mark_wrong
 from semcache.cli.options import Options, command, group
+from semcache.cli.pin import pin, unpin
 from semcache.cli.tune import tune
 
 Sort = Literal["used", "created", "hits", "size"]
@@ -25,6 +26,8 @@ def register(app: typer.Typer) -> None:
     command(cache, "explain")(explain)
     command(cache, "rm")(rm)
     command(cache, "mark-wrong")(mark_wrong)
+    command(cache, "pin")(pin)
+    command(cache, "unpin")(unpin)
     command(cache, "clear")(clear)
     command(cache, "check")(check)
     command(cache, "tune")(tune)
@@ -51,7 +54,7 @@ def ls(
     if options.json:
         render.out_json({"entries": entries})
         return 0
-    columns = ("id", "user", "scope", "used", "hits", "tokens", "size", "prompt")
+    columns = ("id", "user", "scope", "used", "hits", "tokens", "size", "pin", "prompt")
     render.table(columns, map(_entry_row, entries), right=("hits", "tokens", "size"))
     if not entries:
         render.note(options, "nothing stored" + (" that fits" if match or user else " yet"))
@@ -69,6 +72,7 @@ def _entry_row(entry: wire.EntrySummary) -> list[str]:
         str(entry["hits"]),
         f"{entry['prompt_tokens']}+{entry['completion_tokens']}",
         render.size(entry["size_bytes"]),
+        "pinned" if entry["pinned"] else "",
         entry["prompt"],
     ]
 
@@ -95,9 +99,10 @@ def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")
             ("model", f"{entry['model']} {entry['fingerprint']}"),
             ("created", f"{entry['created']} ({render.since(entry['created'])})"),
             ("used", f"{render.since(entry['last_used'])}, {entry['hits']} hits"),
-            ("expires", entry["expires"] or "never"),
+            ("pinned", "yes: no budget takes it, nor its prompt's KV" if entry["pinned"] else "no"),
+            ("expires", _expiry(entry)),
             ("tokens", f"{entry['prompt_tokens']} prompt, {entry['completion_tokens']} answer"),
-            ("stored", f"{render.size(entry['size_bytes'])} in {entry['blocks']} blocks"),
+            ("stored", _stored(entry)),
             ("matched by", "identical text and meaning" if entry["embedded"] else "identical text only"),
             ("evidence", _evidence(entry["evidence"])),
             *(("also for", render.one_line(alias)) for alias in entry["aliases"]),
@@ -110,6 +115,19 @@ def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")
     return 0
 
 
+def _expiry(entry: wire.EntryDetail) -> str:
+    if entry["expires"] is None:
+        return "never"
+    return f"{entry['expires']}, but not while it is pinned" if entry["pinned"] else entry["expires"]
+
+
+def _stored(entry: wire.EntryDetail) -> str:
+    answer, blocks = render.size(entry["size_bytes"]), entry["blocks"]
+    if blocks is None:
+        return f"{answer}; the blocks of its prompt's KV are not known"
+    return f"{answer}, and {render.size(entry['kv_bytes'])} of its prompt's KV in {render.count(blocks)} blocks"
+
+
 def _evidence(evidence: wire.EntryEvidence | None) -> str:
     if evidence is None:
         return "none yet: no other wording was compared with it"
@@ -119,7 +137,7 @@ def _evidence(evidence: wire.EntryEvidence | None) -> str:
 
 
 def rm(options: Options, entry_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> int:
-    """Remove stored answers by id."""
+    """Remove stored answers by id, pinned ones too."""
     import asyncio
 
     from semcache.cli.connect import connected
@@ -148,28 +166,31 @@ def clear(
     options: Options,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Only this sub-user.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Only this namespace.")] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Pinned answers too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> int:
-    """Remove everything you stored, or the part named."""
+    """Remove everything you stored, or the part named; pinned answers and their KV stay unless --all says otherwise."""
     import asyncio
 
     from semcache.cli.connect import connected
 
     what = f"what {user} stored" if user else f"namespace {namespace}" if namespace else "everything you stored"
+    what += ", pinned answers too" if everything else ", except pinned answers"
     if not yes:
         if options.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise errors.UsageError(f"this would remove {what}; add --yes to do it without a question", param="yes")
         typer.confirm(f"Remove {what}?", abort=True, err=True)
 
-    async def remove() -> dict[str, int]:
+    async def remove() -> wire.Cleared:
         async with connected(options) as client:
-            return await client.clear(namespace=namespace, user=user)
+            return await client.clear(namespace=namespace, user=user, keep_pinned=not everything)
 
     removed = asyncio.run(remove())
     if options.json:
         render.out_json(removed)
     else:
-        render.note(options, f"removed {removed['entries']} entries and {removed['blocks']} blocks")
+        kept = f"; {render.count(removed['pinned'])} pinned stay, --all removes them too" if removed["pinned"] else ""
+        render.note(options, f"removed {removed['entries']} entries and {removed['blocks']} blocks{kept}")
     return 0
 
 

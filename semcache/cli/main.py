@@ -38,6 +38,7 @@ ERROR_TYPES: tuple[tuple[type[errors.SemcacheError], str], ...] = (
     (errors.AuthError, "authentication_error"),
     (errors.ForbiddenError, "permission_error"),
     (errors.NotFoundError, "not_found_error"),
+    (errors.PinLimitError, "conflict_error"),
     (errors.BusyError, "rate_limit_error"),
     (errors.UnavailableError, "unavailable_error"),
     (errors.RequestTimeoutError, "timeout_error"),

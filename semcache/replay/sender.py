@@ -110,7 +110,7 @@ class DaemonSender:
         }
 
     async def clear(self, namespace: str) -> None:
-        await self._client.clear(namespace=namespace)
+        await self._client.clear(namespace=namespace, keep_pinned=False)
 
 
 def elapsed_ms(start: float, end: float) -> float:

@@ -103,6 +103,7 @@ ENTRY: wire.EntryDetail = {
     "strategy": "per_user",
     "fingerprint": "abc",
     "blocks": 2,
+    "kv_bytes": 40_000,
     "embedded": True,
     "expires": None,
     "aliases": ["capital city of australia?"],
@@ -311,7 +312,8 @@ class FakeDaemon:
             "/v1/semcache/feedback": FEEDBACK,
             "/v1/semcache/audit": AUDITS,
             "/v1/semcache/tune": TUNE,
-            "/v1/semcache/clear": {"entries": 5, "blocks": 9},
+            "/v1/semcache/entries/e_1/pin": {"id": "e_1", "pinned": True, "blocks": 2, "bytes": 52_345},
+            "/v1/semcache/clear": {"entries": 5, "blocks": 9, "pinned": 1},
             "/v1/semcache/check": {"ok": True, "fixed": False, "entries": 5, "blocks": 9, "bytes": 77, "problems": []},
             "/v1/semcache/models": {"models": [MODEL]},
             "/v1/semcache/models/load": MODEL,
@@ -319,7 +321,7 @@ class FakeDaemon:
             "/v1/semcache/events": {},
             "/v1/semcache/shutdown": {"status": "draining"},
         }
-        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST", "DELETE"])])
+        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST", "PUT", "DELETE"])])
 
     def fails(self, path: str, status_code: int, code: str, message: str = "no") -> None:
         self.replies[path] = (status_code, error(code, message))

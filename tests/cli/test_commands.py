@@ -13,7 +13,7 @@ from semcache import wire
 from semcache.cli import machine, render
 from semcache.cli.stats import semantic_line
 from tests.cli.conftest import Semcache
-from tests.cli.fake_daemon import MODEL, SEMANTIC, USER_STATS, FakeDaemon, error
+from tests.cli.fake_daemon import ENTRY, MODEL, SEMANTIC, USER_STATS, FakeDaemon, error
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,39 @@ def test_cache_rm(semcache: Semcache, daemon: FakeDaemon) -> None:
     assert json.loads(semcache("cache", "rm", "e_1", "e_2", "--json").out) == {"removed": 1, "not_found": ["e_2"]}
 
 
+def test_cache_pin_and_unpin(semcache: Semcache, daemon: FakeDaemon) -> None:
+    ran = semcache("cache", "pin", "e_1", "e_1")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.strip() == "pinned 1 of 1: 52.3 kB with 2 blocks of KV"
+    assert daemon.seen[-1][:2] == ("PUT", "/v1/semcache/entries/e_1/pin")
+    said = {"pinned": 1, "bytes": 52_345, "not_found": ["e_2"]}
+    ran = semcache("cache", "pin", "e_1", "e_2", "--json")
+    assert (ran.code, json.loads(ran.out)) == (1, said)
+    ran = semcache("cache", "unpin", "e_2", "e_1")
+    assert ran.code == 1
+    assert "unpinned 1 of 2" in ran.err
+    assert "'e_2'" in ran.err
+    assert daemon.seen[-1][:2] == ("DELETE", "/v1/semcache/entries/e_1/pin")
+    assert json.loads(semcache("cache", "unpin", "e_1", "--json").out) == {"unpinned": 1, "not_found": []}
+    daemon.fails("/v1/semcache/entries/e_1/pin", 409, "pin_limit", "cannot pin e_1: too much")
+    ran = semcache("cache", "pin", "e_1")
+    assert (ran.code, ran.err) == (1, "semcache: cannot pin e_1: too much\n")
+    assert semcache("cache", "pin").code == 2
+
+
+def test_the_pin_is_shown(semcache: Semcache, daemon: FakeDaemon) -> None:
+    assert "pinned" not in semcache("cache", "ls").out
+    assert "no: " not in semcache("cache", "show", "e_1").out
+    pinned = {**ENTRY, "pinned": True, "expires": "2026-12-01T00:00:00+00:00", "blocks": None, "kv_bytes": None}
+    daemon.replies["/v1/semcache/entries"] = {"entries": [pinned]}
+    daemon.replies["/v1/semcache/entries/e_1"] = pinned
+    assert "pinned" in semcache("cache", "ls").out.splitlines()[1]
+    out = semcache("cache", "show", "e_1").out
+    assert "yes: no budget takes it" in out
+    assert "but not while it is pinned" in out
+    assert "not known" in out
+
+
 def test_cache_clear_wants_a_yes(semcache: Semcache, daemon: FakeDaemon) -> None:
     ran = semcache("cache", "clear")
     assert ran.code == 2
@@ -116,6 +149,9 @@ def test_cache_clear_wants_a_yes(semcache: Semcache, daemon: FakeDaemon) -> None
     assert daemon.seen == []
     assert semcache("cache", "clear", "--yes", "--user", "bob").code == 0
     assert daemon.seen[-1][2] == {"user": "bob"}
+    assert "1 pinned stay" in semcache("cache", "clear", "--yes").err
+    assert semcache("cache", "clear", "--yes", "--all").code == 0
+    assert daemon.seen[-1][2] == {"all": True}
 
 
 def test_cache_check_is_exit_1_when_something_is_wrong(semcache: Semcache, daemon: FakeDaemon) -> None:

@@ -68,6 +68,7 @@ def test_set_get_unset(semcache: Semcache, home: Path) -> None:
         (["set", "semantic.threshold", "2"], "between 0 and 1"),
         (["set", "semantic.threshold", "high"], "a number"),
         (["set", "engine.prefill_chunk_tokens", "100"], "multiple"),
+        (["set", "cache.exactness", "close"], "bitwise, rounding"),
         (["get", "zzzzqq"], "config list"),
         (["unset", "model.nam"], "model.name"),
     ],
@@ -79,6 +80,14 @@ def test_what_is_wrong_is_named_and_nothing_is_written(
     assert ran.code == 2
     assert words in ran.err
     assert not (home / "config").exists()
+
+
+def test_blocks_need_not_tile_a_chunk_where_reuse_is_cut_anywhere(semcache: Semcache) -> None:
+    assert semcache("config", "set", "cache.exactness", "rounding").code == 0
+    assert semcache("config", "set", "engine.prefill_chunk_tokens", "100").code == 0
+    back = semcache("config", "set", "cache.exactness", "bitwise")
+    assert back.code == 2
+    assert "multiple" in back.err
 
 
 def test_a_key_nobody_knows_can_be_removed_again(semcache: Semcache, home: Path) -> None:

@@ -39,7 +39,7 @@ def test_table_on_stdout_and_a_saved_run(semcache: Semcache, daemon: FakeDaemon,
     assert run.name.endswith("_capitals")
     assert {path.name for path in run.iterdir()} == {"requests.jsonl", "requests.csv", "summary.json", "run.toml"}
     cleared = [body for _method, path, body in daemon.seen if path == "/v1/semcache/clear"]
-    assert cleared == [{"namespace": chats(daemon)[0]["cache_namespace"]}]
+    assert cleared == [{"namespace": chats(daemon)[0]["cache_namespace"], "all": True}]
 
 
 def test_options_reach_the_daemon(semcache: Semcache, daemon: FakeDaemon, file: str) -> None:
