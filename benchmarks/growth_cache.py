@@ -143,7 +143,7 @@ def _request(number: int, tokens: list[int]) -> Request:
 
 
 def _entry(number: int) -> Entry:
-    request = _request(number, [])
+    request = _request(number, _prompt(number))
     identity = identify(_MODEL.fingerprint, request)
     now_s = time.time()
     return Entry(

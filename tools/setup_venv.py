@@ -30,8 +30,10 @@ def main(extras: list[str]) -> int:
     if stamp.exists() and stamp.read_text() == wanted:
         return 0
     if not PYTHON.exists():
-        # A torch of the surrounding interpreter is seen through, so it need not be installed again.
-        venv.create(VENV, with_pip=True, system_site_packages=has_torch(Path(sys.executable)))
+        # A torch of the surrounding interpreter is seen through, so it need not be installed again. That of an
+        # activated environment would not be seen: what shows through is the interpreter underneath.
+        underneath = Path(sys.base_prefix) / "bin" / "python3" if sys.prefix != sys.base_prefix else sys.executable
+        venv.create(VENV, with_pip=True, system_site_packages=has_torch(Path(underneath)))
     install(extras, keep_torch=has_torch(PYTHON))
     stamp.write_text(wanted)
     return 0
