@@ -57,6 +57,13 @@ def attend(
     """Attention of one layer for the rows of one step; [batch, tokens, num_heads, value_dim]."""
     step = _current_step.get()
     _refuse_unknown(module, attention_mask, dropout, step.context_tokens, arguments)
+    return attend_slots(step, query, key, value, scaling), None
+
+
+def attend_slots(
+    step: PrefillStep | DecodeStep, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> Tensor:
+    """The arithmetic of `attend`, with the same shapes."""
     if step.rows is None:
         parts = [
             _prefill(
@@ -65,12 +72,12 @@ def attend(
             )
             for chunk in step.chunks
         ]  # fmt: skip
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2), None
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
     outputs = [
         _decode_row(query[i], key[slot, :, :num_tokens], value[slot, :, :num_tokens], scaling)
         for i, (slot, num_tokens) in enumerate(step.rows)
     ]
-    return torch.stack(outputs), None
+    return torch.stack(outputs)
 
 
 def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Any) -> Tensor:

@@ -40,13 +40,14 @@ class Engine:
         self.tie_margin = tie_margin or TIE_MARGINS[loaded.info.dtype]
         # KV may be reused up to a multiple of this.
         self.cut_tokens = prefill_chunk_tokens if exactness == "bitwise" else 1
-        self._model = loaded.model
+        self._forward = loaded.forward
         self._pool = SlotPool(loaded.info, num_slots)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
-        trial = try_out(loaded.model, self._pool, prefill_chunk_tokens)
+        trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
         self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
+        code = f"{loaded.info.products};{loaded.info.forward}"
         self.numerics = numerics(
-            loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, loaded.info.products, trial.digest, exactness
+            loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, code, trial.digest, exactness
         )
 
     @property
@@ -93,7 +94,7 @@ class Engine:
                 stop = start + self.prefill_chunk_tokens * next((w for w in self.widths if w <= num_chunks), 1)
             with torch.inference_mode():
                 logits = prefill_chunk(
-                    self._model,
+                    self._forward,
                     self._pool,
                     self._slot(request),
                     request.prompt_tokens[start:stop],
@@ -129,7 +130,7 @@ class Engine:
             if request.num_computed >= self.info.context_tokens:
                 raise EngineError(f"request {request.id} has filled the context of {self.info.context_tokens} tokens")
         with torch.inference_mode():
-            logits = decode_rows(self._model, self._pool, rows)  # [rows, vocab]
+            logits = decode_rows(self._forward, self._pool, rows)  # [rows, vocab]
             for request in requests:
                 request.num_computed += 1
                 request.num_passes += 1
@@ -152,7 +153,7 @@ class Engine:
         inputs = [_newest(request), *drafted][:num_rows]
         self._restore(request)
         with torch.inference_mode():
-            logits = chunk_logits(self._model, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
+            logits = chunk_logits(self._forward, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
             keys = [_sample_key(request, start + 1 + row) for row in range(num_rows)]
             verified = judge(logits, drafted, keys, self.tie_margin)
             if proposal.source == "donor":
@@ -200,7 +201,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the weights and the slots; the engine cannot be used afterwards."""
-        del self._model, self._pool
+        del self._forward, self._pool
         if torch.device(self.info.device).type == "cuda":
             torch.cuda.empty_cache()
 

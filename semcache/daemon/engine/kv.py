@@ -40,6 +40,7 @@ class PrefillStep:
     stop: int
     context_tokens: int
     chunks: tuple[Chunk, ...]
+    position_ids: Tensor  # [1, stop - start]
     rows: None = None
 
 
@@ -51,6 +52,10 @@ class DecodeStep:
     slots: Tensor  # [rows]
     positions: Tensor  # [rows]
     context_tokens: int
+
+    @property
+    def position_ids(self) -> Tensor:
+        return self.positions[:, None]  # [rows, 1]
 
 
 class SlotPool:
@@ -127,7 +132,8 @@ class SlotPool:
         chunks = [(first, min(first + starts.step, stop)) for first in starts]
         masks = [None if first == 0 else _lower_right_mask(first, last, self.keys[0]) for first, last in chunks]
         parts = tuple(Chunk(*chunk, mask) for chunk, mask in zip(chunks, masks, strict=True))
-        return PrefillStep(slot, start, stop, self.info.context_tokens, parts)
+        positions = torch.arange(start, stop, device=self.keys[0].device)[None]
+        return PrefillStep(slot, start, stop, self.info.context_tokens, parts, positions)
 
     def decode_step(self, rows: Sequence[tuple[int, int]]) -> DecodeStep:
         """The step for one token in each of `rows`: (slot, position of the new token)."""
@@ -144,12 +150,12 @@ class StepCache:
     is_compileable = False
 
     def __init__(self, pool: SlotPool, step: PrefillStep | DecodeStep) -> None:
-        self._pool = pool
-        self._step = step
+        self.pool = pool
+        self.step = step
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write this step's keys and values [batch, kv_heads, tokens, dim]; returns what attention reads."""
-        pool_keys, pool_values, step = self._pool.keys[layer_idx], self._pool.values[layer_idx], self._step
+        pool_keys, pool_values, step = self.pool.keys[layer_idx], self.pool.values[layer_idx], self.step
         if isinstance(step, PrefillStep):
             row_keys, row_values = pool_keys[step.slot], pool_values[step.slot]
             row_keys[:, step.start : step.stop] = keys[0]
@@ -161,7 +167,7 @@ class StepCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this step; only asked by modules that do not use the position ids they were given."""
-        return self._step.start if isinstance(self._step, PrefillStep) else max(n for _, n in self._step.rows) - 1
+        return self.step.start if isinstance(self.step, PrefillStep) else max(n for _, n in self.step.rows) - 1
 
 
 def slot_capacity(context_tokens: int) -> int:
