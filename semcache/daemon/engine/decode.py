@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from semcache.daemon.engine.forward import Forward, token_ids
@@ -22,7 +23,11 @@ class DecodeRow:
 
 def decode_rows(forward: Forward, pool: SlotPool, rows: Sequence[DecodeRow]) -> Tensor:
     """Write the KV of each row's token; returns the logits behind it, [rows, vocab]."""
-    cache = StepCache(pool, pool.decode_step([(row.slot, row.position) for row in rows]))
-    logits = forward(token_ids([[row.token] for row in rows], cache), cache, 1)  # [rows, 1, vocab]
+    order = sorted(range(len(rows)), key=lambda i: rows[i].slot)
+    by_slot = [rows[i] for i in order]
+    cache = StepCache(pool, pool.decode_step([(row.slot, row.position) for row in by_slot]))
+    logits = forward(token_ids([[row.token] for row in by_slot], cache), cache, 1)  # [rows, 1, vocab]
     assert logits is not None
-    return logits[:, -1]
+    if by_slot == list(rows):
+        return logits[:, -1]
+    return logits[torch.tensor(order, device=logits.device).argsort(), -1]

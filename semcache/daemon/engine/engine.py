@@ -21,7 +21,7 @@ from semcache.daemon.engine.prefill import chunk_logits, last_cut, next_stop, pr
 from semcache.daemon.engine.sampler import NAN_LOGITS, SampleKey, sample
 from semcache.daemon.engine.trial import try_out
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
-from semcache.daemon.request import Request
+from semcache.daemon.request import Request, RequestState
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan
 
@@ -196,6 +196,9 @@ class Engine:
         """Give the request's slot back; harmless when it has none."""
         if request.slot is not None:
             self._to_restore.pop(request.slot, None)
+            if request.state is not RequestState.FINISHED:
+                # It may have failed because of numbers that are none, and a draft may have written behind the newest.
+                self._pool.clear(request.slot, request.num_computed + self.prefill_chunk_tokens)
             self._pool.release(request.slot)
             request.slot = None
 

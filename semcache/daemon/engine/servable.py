@@ -143,8 +143,12 @@ def self_check(forward: Forward, pool: SlotPool, stock: Probe) -> None:
         assert logits is not None
         _compare(logits, stock.logits[stop - 1], stock.tolerance, f"prefill up to token {stop}")
     first = min(chunk, last)
-    pool.restore(1, [pool.snapshot(0, 0, first)])
-    rows = [DecodeRow(0, last, tokens[last]), DecodeRow(1, first, tokens[first])]
+    # Two rows, of which neither could stand for the other.
+    prefix = pool.snapshot(0, 0, first)
+    pool.restore(1, [pool.snapshot(0, 0, last)])
+    pool.clear(0, last)
+    pool.restore(0, [prefix])
+    rows = [DecodeRow(0, first, tokens[first]), DecodeRow(1, last, tokens[last])]
     for row, logits in zip(rows, decode_rows(forward, pool, rows), strict=True):
         _compare(logits, stock.logits[row.position], stock.tolerance, f"decode at token {row.position}")
 
