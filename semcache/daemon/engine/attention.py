@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from semcache.daemon.engine.kv import DecodeStep, PrefillStep, Run
 from semcache.errors import ModelLoadError
-
-if TYPE_CHECKING:
-    from semcache.daemon.engine.kv import DecodeStep, PrefillStep, Run
 
 ATTENTION_NAME = "semcache_slots"
 ATTENTION_VERSION = 2  # part of the numerics key: raise it whenever the arithmetic below changes
@@ -75,6 +73,11 @@ def attend_slots(
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
     outputs = [_decode(query[run.start : run.stop], key, value, scaling, run) for run in step.runs]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_last(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attention of a prefill step's last token alone, [1, 1, num_heads, value_dim]; arguments as for a whole step."""
+    return _decode(query[:, :, -1:], key, value, scaling, Run(0, 1, 0, key.shape[2], None))
 
 
 def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Any) -> Tensor:

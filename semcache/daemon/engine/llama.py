@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from semcache.daemon.engine.attention import attend_slots
+from semcache.daemon.engine.attention import attend_last, attend_slots
 from semcache.daemon.engine.kv import StepCache
 from semcache.daemon.engine.packed import PackedLinear, shared_product
 
@@ -56,12 +56,20 @@ class LlamaForward:
         states = self._embedding(tokens)  # [batch, tokens, hidden]
         rotation = _Rotation.of(*self._rotary(states, position_ids=cache.step.position_ids))
         states = states.view(batch * num_tokens, -1)  # [n, hidden]
-        for index, layer in enumerate(self._layers):
-            states = layer.forward(states, rotation, cache, index)
+        *layers, last = self._layers
+        for index, layer in enumerate(layers):
+            query, keys, values = layer.heads(states, rotation, cache, index)
+            states = layer.behind(states, attend_slots(cache.step, query, keys, values, layer.scaling))
+        # Of the last layer a prefill needs the KV of all tokens, and everything else of the last token at most.
+        query, keys, values = last.heads(states, rotation, cache, len(layers))
         if not num_logits:
             return None
-        kept = states.view(batch, num_tokens, -1)[:, -num_logits:]
-        return self._head(self._norm.of_states(kept))
+        if num_logits == 1 < num_tokens:
+            attended, states = attend_last(query, keys, values, last.scaling), states[-1:]
+        else:
+            attended = attend_slots(cache.step, query, keys, values, last.scaling)
+        states = last.behind(states, attended).view(batch, -1, states.shape[-1])
+        return self._head(self._norm.of_states(states[:, -num_logits:]))
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class _Rotation:
 
 
 class _Layer:
-    """Attention and MLP of one layer, each with its norm before and the residual added behind."""
+    """One layer, up to its attention and behind it: each half begins with a norm and ends with the residual added."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -110,7 +118,7 @@ class _Layer:
         self._head_dim: int = attention.head_dim
         self._num_heads: int = attention.config.num_attention_heads
         self._num_kv_heads: int = attention.config.num_key_value_heads
-        self._scaling: float = attention.scaling
+        self.scaling: float = attention.scaling
         # Qwen3 normalises queries and keys per head: one norm, then the weight of each head.
         self._head_norm: tuple[Tensor, float] | None = None
         if hasattr(attention, "q_norm"):
@@ -120,23 +128,28 @@ class _Layer:
             ]
             self._head_norm = torch.cat(weights), attention.q_norm.variance_epsilon
 
-    def forward(self, states: Tensor, rotation: _Rotation, cache: StepCache, index: int) -> Tensor:
-        """States [n, hidden] behind this layer; its KV is written through `cache`."""
-        num_tokens, num_rotated = len(states), self._num_heads + self._num_kv_heads
-        heads = self._qkv(self._attention_norm.of_states(states)).view(num_tokens, -1, self._head_dim)
+    def heads(self, states: Tensor, rotation: _Rotation, cache: StepCache, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Write the KV of states [n, hidden] through `cache`; the queries [batch, num_heads, tokens, dim], and what
+        attention reads.
+        """
+        num_rotated = self._num_heads + self._num_kv_heads
+        heads = self._qkv(self._attention_norm.of_states(states)).view(len(states), -1, self._head_dim)
         rotated = heads[:, :num_rotated]  # queries and keys, [n, heads, dim]
         if self._head_norm is not None:
             weight, epsilon = self._head_norm
             rotated = F.rms_norm(rotated, (self._head_dim,), None, epsilon) * weight
         rotated = rotation.turned(rotated)
-        step, batch = cache.step, len(cache.step.position_ids)
+        batch = len(cache.step.position_ids)
 
         def per_row(part: Tensor) -> Tensor:  # [batch, heads, tokens, dim]
             return part.view(batch, -1, *part.shape[1:]).transpose(1, 2)
 
         keys, values = cache.update(per_row(rotated[:, self._num_heads :]), per_row(heads[:, num_rotated:]), index)
-        attended = attend_slots(step, per_row(rotated[:, : self._num_heads]), keys, values, self._scaling)
-        states = self._output(attended.reshape(num_tokens, -1), states)
+        return per_row(rotated[:, : self._num_heads]), keys, values
+
+    def behind(self, states: Tensor, attended: Tensor) -> Tensor:
+        """States [n, hidden] behind this layer, from those before it and from attention."""
+        states = self._output(attended.reshape(len(states), -1), states)
         gate, up = self._gate_up(self._mlp_norm.of_states(states)).chunk(2, dim=-1)
         return self._down(self._activation(gate).mul_(up), states)
 
