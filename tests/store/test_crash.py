@@ -6,16 +6,34 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from semcache.store.store import Store, StoreLimits
 
+from .faults import TABLES
 from .machine import Killed, Machine
-from .samples import ALICE, NO_RAM, Clock, alias, block_files, chain, decision, entry, evidence, put_chain, same, span
+from .samples import (
+    ALICE,
+    NO_RAM,
+    Clock,
+    alias,
+    block_files,
+    chain,
+    decision,
+    entry,
+    evidence,
+    put_chain,
+    same,
+    span,
+    usage_record,
+)
+from .world import NAMES, fill, rows_of
 
 NUM_WRITES = 25
 
@@ -145,3 +163,51 @@ def test_death_at_every_file_operation(data_dir: Path, clock: Clock, at: int, af
                 assert again.find_exact(ALICE.scope, f"req{number}")
     finally:
         again.close()
+
+
+# Rows of several tables that say the wrong thing without each other.
+WRITES: dict[str, Callable[[Store], object]] = {
+    "answer": lambda store: store.put_entry(entry(9), NAMES),
+    "answer_anew": lambda store: store.put_entry(
+        entry(9, request_key=entry(1).request_key, answer=entry(1).answer), NAMES
+    ),
+    "alias": lambda store: store.aliases.put(alias(1, "third")),
+    "evidence": lambda store: store.evidence.save_evidence(ALICE.scope, "{}", [evidence(1, num_same=4), evidence(4)]),
+    "decisions": lambda store: store.decisions.record([decision(3), decision(4)]),
+    "request": lambda store: store.record_request(usage_record(2)),
+    "deletion": lambda store: store.delete_entries([entry(1).id]),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_death_at_every_statement_leaves_all_of_a_write_or_nothing(
+    data_dir: Path, clock: Clock, write: Callable[[Store], object]
+) -> None:
+    with closing(Store.open(data_dir, NO_RAM, clock=clock)) as store:
+        assert all(fill(store))
+        assert store.pin_entry(entry(1).id)
+    before = rows_of(data_dir, TABLES)
+    after, num_statements = written(data_dir, clock, write, Machine())
+    assert after != before
+    for at in range(1, num_statements + 1):
+        machine = Machine()
+        machine.dies_at = at
+        left, _ = written(data_dir, clock, write, machine)
+        assert machine.is_dead
+        assert left in (before, after), at
+
+
+def written(
+    data_dir: Path, clock: Clock, write: Callable[[Store], object], machine: Machine
+) -> tuple[dict[str, list[tuple[object, ...]]], int]:
+    """What a start finds after a write, or after the death in it, and how many statements its transactions took."""
+    with tempfile.TemporaryDirectory(dir=data_dir.parent) as folder:
+        lived, left = Path(folder) / "lived", Path(folder) / "left"
+        shutil.copytree(data_dir, lived)
+        machine.at_death = lambda: shutil.copytree(lived, left)  # with SQLite's log, which `close` would empty
+        with closing(Store.open(lived, NO_RAM, clock=clock, files=machine)) as store:
+            machine.num_steps = 0  # of a start there is nothing to lose
+            machine.watch(store._db.connection)
+            write(store)
+            num_statements = machine.num_steps
+        return rows_of(left if machine.is_dead else lived, TABLES), num_statements
