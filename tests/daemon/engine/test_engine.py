@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import subprocess
 import sys
@@ -303,31 +303,38 @@ def test_close_frees_the_pool(loaded: Loaded) -> None:
     assert not hasattr(engine, "_pool")
 
 
-_IN_A_NEW_PROCESS = """
-import hashlib
+_IN_PROCESSES_OF_THEIR_OWN = """
+import hashlib, json, os, sys
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import load_model
 from tests.daemon.engine.conftest import request_for, start
-loaded = load_model("mini", device="cpu", dtype="float32", max_context_tokens=512, progress=lambda *_: None)
-engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
-request = start(engine, request_for([i * 7 % 1000 for i in range(200)]))
-print(engine.numerics)
-print(hashlib.sha256(engine.prompt_kv(request, 0).keys.numpy().tobytes()).hexdigest())
+
+def tell():
+    loaded = load_model("mini", device="cpu", dtype="float32", max_context_tokens=512, progress=lambda *_: None)
+    engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
+    request = start(engine, request_for([i * 7 % 1000 for i in range(200)]))
+    bits = hashlib.sha256(engine.prompt_kv(request, 0).keys.numpy().tobytes()).hexdigest()
+    print(json.dumps([engine.numerics, bits]), flush=True)
+
+# Libraries read their settings when they first compute. A fork that has not yet is a new process without the imports.
+for settings in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.environ.update(settings)
+        tell()
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
 def test_numerics_tell_processes_apart_that_compute_other_bits() -> None:
     """A library setting that changes kernels is in no list of ours."""
-
-    def run(**settings: str) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", _IN_A_NEW_PROCESS], env={**os.environ, **settings}, capture_output=True, text=True,
-            check=True, cwd=Path(__file__).parents[3],
-        )  # fmt: skip
-        return done.stdout.splitlines()
-
-    numerics, bits = run()
-    assert run() == [numerics, bits]
-    for settings in ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"MKL_CBWR": "COMPATIBLE"}):
-        others, other_bits = run(**settings)
-        assert (others == numerics) == (other_bits == bits), settings
+    settings: list[dict[str, str]] = [{}, {}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"MKL_CBWR": "COMPATIBLE"}]
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_PROCESSES_OF_THEIR_OWN, json.dumps(settings)], capture_output=True, text=True,
+        check=True, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    (numerics, bits), again, *others = (json.loads(line) for line in done.stdout.splitlines())
+    assert again == [numerics, bits]
+    assert len(others) == 2
+    for other_numerics, other_bits in others:
+        assert (other_numerics == numerics) == (other_bits == bits)
