@@ -164,17 +164,17 @@ def test_kill_during_a_replay_loses_nothing_committed(make_daemon: Callable[...,
     daemon.stop()
 
 
-def test_identical_requests_in_flight_are_computed_once(make_daemon: Callable[..., RunningDaemon]) -> None:
-    daemon = make_daemon()
+def test_identical_requests_in_flight_are_computed_once(shared_daemon: RunningDaemon) -> None:
     row = rows("handbook", "train")[0]  # long enough that all arrive while the first is computed
+
+    def ask(_: int) -> Any:
+        return shared_daemon.ask(row["question"], system=row["context"], user="flight", max_tokens=32)
+
     with concurrent.futures.ThreadPoolExecutor(6) as threads:
-        receipts = list(
-            threads.map(lambda _: daemon.ask(row["question"], system=row["context"], max_tokens=32), range(6))
-        )
+        receipts = list(threads.map(ask, range(6)))
     assert sorted(r["cache"]["outcome"] for r in receipts) == ["exact"] * 5 + ["miss"]
     assert {r["cache"]["reason"] for r in receipts} <= {"empty", "in_flight", "identical"}
     assert len({r["answer"] for r in receipts}) == 1
-    daemon.stop()
 
 
 def test_a_client_that_leaves_cancels_its_work(shared_daemon: RunningDaemon) -> None:
@@ -193,18 +193,16 @@ def test_a_client_that_leaves_cancels_its_work(shared_daemon: RunningDaemon) -> 
     assert shared_daemon.get("/v1/semcache/status")["queue"] == {"running": 0, "waiting": 0}
 
 
-def test_clearing_beside_a_running_request_removes_what_was_answered(make_daemon: Callable[..., RunningDaemon]) -> None:
-    daemon = make_daemon()
-    daemon.ask(QUESTION, user="ann")
+def test_clearing_beside_a_running_request_removes_what_was_answered(shared_daemon: RunningDaemon) -> None:
+    shared_daemon.ask(QUESTION, user="cleared")
     # Its look-up is done and thousands of tokens are still to be computed while another user's entries are removed.
-    body = {"messages": [{"role": "user", "content": "word " * 3500}], "stream": True, "user": "ben"}
-    with daemon.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as reply:
+    body = {"messages": [{"role": "user", "content": "word " * 3500}], "stream": True, "user": "beside"}
+    with shared_daemon.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as reply:
         next(reply.iter_lines())
-        with daemon.http() as other:
-            removed = other.post("/v1/semcache/clear", json={"user": "ann"}).json()
+        with shared_daemon.http() as other:
+            removed = other.post("/v1/semcache/clear", json={"user": "cleared"}).json()
     assert removed == {"entries": 1, "blocks": 1, "pinned": 0}
-    assert daemon.ask(QUESTION, user="ann")["cache"]["outcome"] == "miss"
-    daemon.stop()
+    assert shared_daemon.ask(QUESTION, user="cleared")["cache"]["outcome"] == "miss"
 
 
 def test_a_pinned_answer_is_left_by_a_clear_and_its_prompt_stays_warm(
@@ -375,12 +373,11 @@ def test_stop_finishes_what_runs_and_refuses_what_comes(make_daemon: Callable[..
     assert not daemon.socket.exists()
 
 
-def test_a_second_daemon_on_the_same_home_is_refused(make_daemon: Callable[..., RunningDaemon]) -> None:
-    daemon = make_daemon()
-    second = daemon.cli("daemon", "run")
+def test_a_second_daemon_on_the_same_home_is_refused(shared_daemon: RunningDaemon) -> None:
+    second = shared_daemon.cli("daemon", "run")
     assert second.returncode == 3
     assert "another semcache daemon" in second.stderr
-    assert daemon.ask(QUESTION)["answer"] == "Canberra"
+    assert shared_daemon.ask(QUESTION, user="second")["answer"] == "Canberra"
 
 
 def test_replay_and_a_daemon_that_dies_under_it(make_daemon: Callable[..., RunningDaemon]) -> None:
