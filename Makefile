@@ -1,6 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Neither asks anything.
 PYTHON ?= python3
 BIN := .venv/bin
+# Most tests keep one processor busy. Each worker holds a torch and some daemons, so a large machine gets four too.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test lint check fast nightly install-demo install-test clean
 
@@ -20,14 +22,15 @@ lint: install-test
 	$(BIN)/lint-imports --no-cache
 
 test: lint
-	$(BIN)/python -m pytest -m "not nightly"
+	$(PYTEST)
 
 # The suite without linters, stopping at the first failure: for the inner loop.
 fast: install-test
-	$(BIN)/python -m pytest -x -m "not nightly"
+	$(PYTEST) -x
 
+# The same tests with everything of which `test` takes a sample (tests/amount.py); it tells what each of them saw.
 nightly: install-test
-	$(BIN)/python -m pytest -m nightly --timeout 7200
+	NIGHTLY=1 $(PYTEST) -rP --timeout 7200
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

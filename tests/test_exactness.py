@@ -17,17 +17,22 @@ from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.request import CacheMode, CacheOptions, Message, Outcome, Request, Sampling
 from semcache.store.store import Store, StoreLimits
+from tests.amount import IS_NIGHTLY
 from tests.datasets import rows
 
 LIMITS = StoreLimits(ram_bytes=0, disk_bytes=10**9)  # no RAM tier: everything is read back from its file
 ACCESS = access("per_user", user="os:1", allow_global="own")
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """With as many threads as are asked for: more than one are slow where others use the processors too."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
     engine = load_engine(Config(), lambda stage, share: None)
     yield engine
     engine.close()
+    torch.set_num_threads(num_threads)
 
 
 def model_key(engine: Engine) -> ModelKey:
@@ -71,11 +76,21 @@ def prompts() -> list[tuple[str, str | None]]:
     return chosen
 
 
-def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(engine: Engine, tmp_path: Path) -> None:
-    """Cold, then from disk in a store opened afresh: whole-prompt records, shared prefixes and every partial cut."""
+def cuts(num_chunks: int, turn: int) -> list[int]:
+    """How many chunks are restored: every number there is, or the most and another one, prompt by prompt in turn."""
+    return list(range(num_chunks)) if IS_NIGHTLY else sorted({turn % num_chunks, num_chunks - 1})
+
+
+@pytest.mark.parametrize(
+    ("engine", "every", "least"), [(1, 1, 100), (2, 20, 6)], indirect=["engine"], ids=["one_thread", "two_threads"]
+)
+def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(
+    engine: Engine, every: int, least: int, tmp_path: Path
+) -> None:
+    """Cold, then from disk in a store opened afresh: whole-prompt records, shared prefixes and partial cuts."""
     model = model_key(engine)
-    asked = prompts()
-    assert len(asked) >= 100
+    asked = prompts()[::every]
+    assert len(asked) >= least
     cold = {}
     store = Store.open(tmp_path / "data", LIMITS)
     admission = Admission(store, lambda: None)
@@ -88,8 +103,8 @@ def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(engine: Engi
 
     store = Store.open(tmp_path / "data", LIMITS)
     lookup = Lookup(store, OffPolicy(), lambda: None)
-    num_full = num_partial = 0
-    for question, context in asked:
+    num_partial = 0
+    for turn, (question, context) in enumerate(asked):
         logits, answer = cold[question, context]
         request = request_of(engine, question, context, CacheMode.PREFIX)
         match = lookup.find(request, ACCESS, model)
@@ -100,11 +115,10 @@ def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(engine: Engi
         warm_logits, warm_answer, _ = run(engine, request)
         assert torch.equal(logits, warm_logits)
         assert answer == warm_answer
-        num_full += 1
-        # The same prompt cut at every chunk boundary: the rest is computed, and gives the same bits.
+        # The same prompt cut at a chunk boundary: the rest is computed, and gives the same bits.
         blocks_per_chunk = model.cut_tokens // model.block_tokens
-        cuts = list(range(0, len(match.spans), blocks_per_chunk))
-        for num_blocks in cuts if len(cuts) < 10 else cuts[:: len(cuts) // 3]:
+        for num_chunks in cuts(-(-len(match.spans) // blocks_per_chunk), turn):
+            num_blocks = num_chunks * blocks_per_chunk
             partial = request_of(engine, question, context, CacheMode.PREFIX)
             partial.restored = match.spans[:num_blocks]
             partial.num_restored = num_blocks * model.block_tokens
@@ -112,7 +126,6 @@ def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(engine: Engi
             assert torch.equal(logits, partial_logits)
             assert answer[:4] == partial_answer
             num_partial += 1
-    assert num_full >= 100
-    assert num_partial >= 100
+    assert num_partial >= least
     assert store.counters()["damaged_blocks"] == 0
     store.close()

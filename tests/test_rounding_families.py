@@ -17,6 +17,7 @@ from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.request import Request, Sampling
 from semcache.store.store import Store
+from tests.amount import IS_NIGHTLY
 from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     FAMILIES,
@@ -33,6 +34,9 @@ __all__ = ["loaded", "model_folder", "one_thread"]  # fixtures
 
 NUM_TOKENS = 2 * CHUNK_TOKENS + 7
 NUM_ANSWER = 11
+# Of how many tokens another prompt may share: both ends, and before, at, behind and between what ends a block (8) and a
+# chunk (16). The rest is the same again.
+CUTS = range(NUM_TOKENS) if IS_NIGHTLY else (0, 1, 7, 8, 9, 12, 15, 16, 17, 23, 25, 32, NUM_TOKENS - 2, NUM_TOKENS - 1)
 # Of the largest logit, by how much one may differ: the last bits of float32, the last two of bfloat16 (8 bits).
 CLOSE = {"float32": 1e-4, "bfloat16": 2**-6}
 
@@ -80,11 +84,11 @@ def assert_close(engine: Engine, ours: Request, theirs: Request) -> None:
 
 
 @pytest.mark.parametrize("limits", [RAM, DISK], ids=["ram", "disk"])
-def test_every_number_of_shared_tokens_is_restored(engine: Engine, tmp_path: Path, limits: object) -> None:
+def test_any_number_of_shared_tokens_is_restored(engine: Engine, tmp_path: Path, limits: object) -> None:
     rng = random.Random(1)
     stored = random_prompt(rng, NUM_TOKENS)
-    asked = [([*stored[:cut], stored[cut] ^ 1, *random_prompt(rng, 5)], cut) for cut in range(NUM_TOKENS)]
-    asked += [(stored[:cut], cut - 1) for cut in range(1, NUM_TOKENS)]  # the last position's logits are not stored
+    asked = [([*stored[:cut], stored[cut] ^ 1, *random_prompt(rng, 5)], cut) for cut in CUTS]
+    asked += [(stored[:cut], cut - 1) for cut in CUTS if cut]  # the last position's logits are not stored
     asked += [(stored, NUM_TOKENS)]
     expected = [answered(engine, request_for(tokens))[0] for tokens, _ in asked]
     store = Store.open(tmp_path, limits)

@@ -14,6 +14,7 @@ import pytest
 from semcache.errors import StoreError
 from semcache.store import recovery
 from semcache.store.store import Store, StoreLimits
+from tests.amount import IS_NIGHTLY
 
 from .faults import ALWAYS_SEEN, AT_FILES, AT_REST, MOST_LOST, TABLES
 from .machine import LIVE, Killed, Machine
@@ -21,7 +22,7 @@ from .samples import ALICE, BOB, Clock, block_files, chain, entry, span
 from .world import CHAINS, TTL_S, behind_changed_files, fill, put_answers, put_blocks, read, rows_of
 
 KINDS = (*AT_REST, *LIVE, "killed")
-FEW, MANY = 12, 400  # of each kind: 348 and 10,800 faults
+NUM_FAULTS = 400 if IS_NIGHTLY else 12  # of each kind
 
 
 @pytest.fixture(scope="module")
@@ -220,16 +221,9 @@ def run(kind: str, number: int, healthy: Path, data_dir: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_faults_of_each_kind(kind: str, healthy: Path, tmp_path: Path) -> None:
-    for number in range(3 * FEW if kind == "killed" else FEW):  # it has the most moments to choose from
-        run(kind, number, healthy, tmp_path / "data")
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("kind", KINDS)
-def test_campaign(kind: str, healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_campaign(kind: str, healthy: Path, tmp_path: Path) -> None:
     missed: Counter[str] = Counter()
-    for number in range(MANY):
+    num = 3 * NUM_FAULTS if kind == "killed" else NUM_FAULTS  # it has the most moments to choose from
+    for number in range(num):
         missed += run(kind, number, healthy, tmp_path / "data")
-    with capsys.disabled():
-        print(f"\n{kind}: {MANY} faults, nothing wrong served, missed {dict(missed)}", end="")
+    print(f"{kind}: {num} faults, nothing wrong served, missed {dict(missed)}")
