@@ -30,7 +30,7 @@ fast: install-test
 
 # The same tests with everything of which `test` takes a sample (tests/amount.py); it tells what each of them saw.
 nightly: install-test
-	NIGHTLY=1 $(PYTEST) -rP --timeout 7200
+	NIGHTLY=1 $(PYTEST) -rP --show-capture stdout --timeout 7200
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
