@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -130,11 +131,12 @@ def _bind(path: Path) -> sockets.socket:
 
 async def _serve(config: Config, paths: Paths, ready: ReadyPipe, *, autostarted: bool) -> int:
     # Heavy imports wait until the lock is ours.
-    import torch
-    import uvicorn
+    with _uncollected():
+        import torch
+        import uvicorn
 
-    from semcache.daemon.auth import PeerProtocol
-    from semcache.daemon.build import build
+        from semcache.daemon.auth import PeerProtocol
+        from semcache.daemon.build import build
 
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[float] = loop.create_future()
@@ -194,12 +196,24 @@ async def _serve(config: Config, paths: Paths, ready: ReadyPipe, *, autostarted:
     return 0
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, which finds nothing in what is imported and looks through all of it many times."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 async def _settle(daemon: Any, ready: ReadyPipe) -> None:
     """Load the embedder beside the model, then tell the starter how it went."""
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(daemon.pool, daemon.embedder.load)
     daemon.overview.changed()
     await daemon.overview.until_settled(24 * 3600)
+    gc.freeze()  # modules and weights stay: no later collection is to walk through them while streams wait
     problem = daemon.overview.not_ready()
     if problem is None:
         ready.say("ready")
@@ -229,4 +243,7 @@ def _write_daemon_file(paths: Paths, autostarted: bool) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)  # everything is closed; tearing down torch would take another second
