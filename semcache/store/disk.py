@@ -29,7 +29,7 @@ class Unwritten:
     """A block as its file's bytes, with tensors that are views of them; nobody else changes either."""
 
     key: BlockKey
-    content: bytearray
+    content: memoryview
     stored: Stored
     owner: Owner
     created_at: float

@@ -196,7 +196,7 @@ class SlowFiles(Files):
         super().__init__()
         self.may_write = threading.Event()
 
-    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
         assert self.may_write.wait(30)
         super()._write(path, content, durable=durable)
 
