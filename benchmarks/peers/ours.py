@@ -22,8 +22,9 @@ from semcache.daemon.cache.lookup import Lookup, Match
 from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
-from semcache.daemon.loop import EngineLoop, Progress
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheMode, CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
+from semcache.daemon.resident import Progress
 from semcache.daemon.served import Served
 from semcache.store.store import KV_FOLDER, Store
 

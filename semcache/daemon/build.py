@@ -36,9 +36,10 @@ from semcache.daemon.headroom import Headroom
 from semcache.daemon.idle import IdleTime
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
-from semcache.daemon.loop import EngineLoop, Progress
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.overview import EmbedderSlot, Overview
 from semcache.daemon.receipts import audit_event, turn_event
+from semcache.daemon.resident import Progress
 from semcache.daemon.service import Service
 from semcache.daemon.trust import Trust
 from semcache.daemon.turns import Turns
