@@ -79,7 +79,10 @@ class Ours:
                 is_known.set()
 
         # On the engine thread, as in the daemon: what a thread needs only once is then there before the first request.
-        self._loop = EngineLoop(self._load, on_change=on_change, drafts=self._config.draft.enabled)
+        self._loop = EngineLoop(
+            self._load, on_change=on_change, drafts=self._config.draft.enabled,
+            block_tokens=self._config.cache.block_tokens,
+        )  # fmt: skip
         self._loop.start()
         self._loop.load()
         is_known.wait()

@@ -17,7 +17,7 @@ from semcache.store.tensors import KVSpan
 
 # A shorter prompt says more about the cost of a call than about speed.
 _TELLING_TOKENS = 64
-# A piece has no more, unless a prefill chunk has: running streams wait for one after each of their steps.
+# A piece has no more, unless one block has: running streams wait for a piece after each of their steps.
 PIECE_BYTES = 16 << 20
 
 HandOver = Callable[[Request, PromptKV | None], None]
@@ -38,7 +38,8 @@ class _Leaving:
 class Handovers:
     """Who gets the KV of each request under way, how long its prefill took, and whose KV is being copied."""
 
-    def __init__(self, piece_bytes: int = PIECE_BYTES) -> None:
+    def __init__(self, *, block_tokens: int, piece_bytes: int) -> None:
+        self._block_tokens = block_tokens
         self._piece_bytes = piece_bytes
         self._hand_over: dict[str, HandOver] = {}
         self._prefill_ms: dict[str, float] = {}
@@ -72,21 +73,20 @@ class Handovers:
         return True
 
     def copy_piece(self, engine: Engine) -> PromptKV | None:
-        """Copy a piece of what is `leaving`; all of its KV once that was the last one."""
-        leaving = next(iter(self._leaving.values()))
-        if leaving.num_copied < leaving.num_tokens:
-            stop = min(leaving.num_tokens, self._next_cut(leaving.num_copied, engine))
+        """Copy a piece of what is `leaving`; all of its KV once that was the last one.
+
+        A span for each block, so that the store can keep it as it is.
+        """
+        leaving, size = next(iter(self._leaving.values())), self._block_tokens
+        for _ in range(max(1, self._piece_bytes // (size * engine.info.kv_bytes_per_token))):
+            if leaving.num_copied == leaving.num_tokens:
+                break
+            stop = min(leaving.num_tokens, (leaving.num_copied // size + 1) * size)
             leaving.spans.append(engine.kv(leaving.request, leaving.num_copied, stop))
             leaving.num_copied = stop
         if leaving.num_copied < leaving.num_tokens:
             return None
         return PromptKV(leaving.spans, leaving.logits, leaving.ms_per_token)
-
-    def _next_cut(self, start: int, engine: Engine) -> int:
-        """Where a piece ends: at a multiple of the chunk, so that hardly any block is cut in two."""
-        chunk = engine.prefill_chunk_tokens
-        num_chunks = max(1, self._piece_bytes // (chunk * engine.info.kv_bytes_per_token))
-        return (start // chunk + num_chunks) * chunk
 
     def finish(self, request: Request, kv: PromptKV | None) -> None:
         """Hand it over; the request is forgotten."""

@@ -66,6 +66,21 @@ class TailRecord:
 Stored = KVSpan | TailRecord
 
 
+def compact(stored: Stored) -> Stored:
+    """The same, with tensors that keep nothing else in memory: a view keeps all that it is a view of."""
+    if isinstance(stored, TailRecord):
+        return TailRecord(KVSpan(_alone(stored.span.keys), _alone(stored.span.values)), _alone(stored.logits))
+    return KVSpan(_alone(stored.keys), _alone(stored.values))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    np.copyto(_bits(copy), _bits(tensor.detach()))
+    return copy
+
+
 def checksum(content: bytes | bytearray | memoryview) -> str:
     """xxh3-128 over the whole file: a flip in the header changes shapes, one in the data changes numbers."""
     return xxhash.xxh3_128_hexdigest(content)

@@ -76,12 +76,12 @@ class Asked:
 
 
 class Arm:
-    """An engine on its thread, with pieces of one chunk."""
+    """An engine on its thread, with pieces of one block."""
 
     def __init__(self, loaded: LoadedModel, num_slots: int) -> None:
         self.engine = Traced(loaded, num_slots=num_slots, prefill_chunk_tokens=CHUNK_TOKENS)
         self.engine.trace, self.engine.on_piece = [], lambda _number: None
-        self.loop = EngineLoop(lambda _progress: self.engine, drafts=False, piece_bytes=1)
+        self.loop = EngineLoop(lambda _progress: self.engine, drafts=False, block_tokens=CHUNK_TOKENS, piece_bytes=1)
         self.loop.start()
 
     def while_it_runs(self, *others: Asked) -> Asked:
