@@ -17,12 +17,12 @@ from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.drafts import Drafts
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.sampler import NAN_LOGITS
-from semcache.daemon.engine.stream import TextStream
 from semcache.daemon.handover import PIECE_BYTES, HandOver, Handovers
 from semcache.daemon.request import Donor, Request, RequestState
 from semcache.daemon.resident import LoadEngine, Resident
 from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
 from semcache.daemon.served import ModelState, Served
+from semcache.daemon.streams import Streams
 from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
 
 log = logging.getLogger("semcache.engine")
@@ -51,6 +51,7 @@ class EngineLoop:
         on_change: Callable[[], None] = lambda: None,
         keep_alive_s: float = 0,
         drafts: bool = True,
+        block_tokens: int = 64,
         piece_bytes: int = PIECE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,9 +60,9 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[_Submit | _Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._scheduler = Scheduler(0)
-        self._streams: dict[str, TextStream] = {}
+        self._streams = Streams()
         self._drafts = Drafts(enabled=drafts)
-        self._handovers = Handovers(piece_bytes)
+        self._handovers = Handovers(block_tokens=block_tokens, piece_bytes=piece_bytes)
         self._is_to_unload = False
         self.num_failures = 0
 
@@ -101,7 +102,7 @@ class EngineLoop:
         return None if self._scheduler.num_running else self._resident.idle_left_s
 
     def submit(self, request: Request, hand_over: HandOver) -> None:
-        """Queue a request; `hand_over` gets its KV on the engine thread, right after the request ended."""
+        """Queue a request; `hand_over` gets its KV on the engine thread, once it ended and all of that is copied."""
         self._inbox.put(_Submit(request, hand_over))
 
     def cancel(self, request: Request, error: SemcacheError | None = None) -> None:
@@ -239,7 +240,7 @@ class EngineLoop:
         self._drafts.begin(request, self._engine.info.vocab_size, self._engine.info.eos_token_ids)
         request.times.restored = self._clock()
         request.on_slot()
-        self._streams[request.id] = self._engine.tokenizer.stream(request.sampling.stop)
+        self._streams.begin(request, self._engine.tokenizer)
 
     def _prefill(self, request: Request) -> None:
         assert self._engine is not None
@@ -293,30 +294,16 @@ class EngineLoop:
         self._propose(request)
 
     def _accept(self, request: Request, token: int) -> None:
-        """Append one token, stream the text that became final, and end the request where it stops."""
+        """Append one token to the answer, and end the request where that was the last."""
         assert self._engine is not None
-        info, stream = self._engine.info, self._streams[request.id]
-        if token in info.eos_token_ids:
-            request.emit([], stream.flush())
-            self._finish(request, "stop")
-            return
-        request.emit([token], stream.push(token))
-        if stream.stopped:
-            self._finish(request, "stop")
-        elif len(request.output_tokens) >= request.sampling.max_tokens or (
-            request.num_prompt_tokens + len(request.output_tokens) >= info.context_tokens
-        ):
-            request.emit([], stream.flush())
-            self._finish(request, "stop" if stream.stopped else "length")
-
-    def _finish(self, request: Request, reason: str) -> None:
-        request.finish_reason = reason
-        self._end(request, RequestState.FINISHED)
+        request.finish_reason = self._streams.accept(request, token, self._engine.info)
+        if request.finish_reason is not None:
+            self._end(request, RequestState.FINISHED)
 
     def _end(self, request: Request, state: RequestState, error: SemcacheError | None = None) -> None:
         """Tell the client first; copying KV for the cache comes after, so it costs the client nothing."""
         self._scheduler.remove(request)
-        self._streams.pop(request.id, None)
+        self._streams.forget(request)
         self._drafts.forget(request)
         request.settle_draft()
         request.end(state, error)
