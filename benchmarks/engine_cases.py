@@ -25,6 +25,7 @@ OFF = "semcache_off"  # our engine without look-up and without writes
 SHARED_TOKENS = 64  # the short prefix, and what follows the long one
 WARM_TOKENS = 8  # answers of warm requests: enough to compare
 NUM_WARM = 5  # warm requests are short, so there are more of them in a repeat
+NUM_MOSTLY_NEW = 4  # rounds in a repeat: a ratio close to 1 needs more than one
 NUM_GAP_STREAMS = 4
 NUM_GAP_ROUNDS = 2  # a 99th percentile of one prompt's chunks would be its slowest chunk
 
@@ -113,8 +114,8 @@ class Bench:
             self._say(f"repeat {repeat + 1} of {self.plan.repeats}: streams")
             self._streams(repeat)
             if self.plan.gap_prompt_tokens:
-                for _ in range(NUM_GAP_ROUNDS):
-                    self._gaps()
+                for number in range(NUM_GAP_ROUNDS):
+                    self._gaps(number)
 
     # One prompt: cold, again, longer, mostly another, from disk, after a restart
 
@@ -122,7 +123,6 @@ class Bench:
         ours, num_answer = self._ours, self.plan.answer_tokens
         prompt = self._fresh(num_tokens)
         longer = [*prompt, *self._fresh(SHARED_TOKENS)]
-        mostly_new = [*prompt[:SHARED_TOKENS], *self._fresh(num_tokens - SHARED_TOKENS)]
         sampled = ours.ask([prompt], WARM_TOKENS, sampled=True, cache=False)  # the answer that warm requests must give
         keys = {
             name: Key(name, "miss" if name == ours.name else "cold", num_tokens, 1)
@@ -142,7 +142,8 @@ class Bench:
 
         self._again(prompt, sampled)
         self._longer(repeat, longer)
-        self._mostly_new(repeat, mostly_new)
+        for number in range(NUM_MOSTLY_NEW):
+            self._mostly_new(number, [*prompt[:SHARED_TOKENS], *self._fresh(num_tokens - SHARED_TOKENS)])
         if from_disk:
             self._from_disk(prompt, sampled)
 
@@ -181,19 +182,19 @@ class Bench:
         for peer in self._peers:
             self._record(Key(peer.name, "shared_prefix", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
 
-    def _mostly_new(self, repeat: int, prompt: Prompt) -> None:
-        """A short prefix was seen: what it saves must not cost more than it does."""
-        key = Key(self._ours.name, "shared_64", len(prompt), 1)
-        plain = Key(OFF, "shared_64", len(prompt), 1)
+    def _mostly_new(self, number: int, prompt: Prompt) -> None:
+        """A short prefix was seen: looking for more of it must not cost more than it saves; against nothing at all."""
+        key, plain, stock = (Key(name, "shared_64", len(prompt), 1) for name in (self._ours.name, OFF, "generate"))
         given = self._in_turn(
-            repeat,
+            number,
             {
                 key: partial(self._ours.ask, [prompt], WARM_TOKENS, store=False),
                 plain: partial(self._ours.ask, [prompt], WARM_TOKENS, cache=False),
+                stock: partial(self._generate.ask, [prompt], WARM_TOKENS),
             },
         )
         self._compare(key, [prompt], given[key], given[plain])
-        for peer in self._peers:
+        for peer in self._peers if number == 0 else ():
             self._record(Key(peer.name, "shared_64", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
 
     def _from_disk(self, prompt: Prompt, expected: list[Answer]) -> None:
@@ -223,7 +224,7 @@ class Bench:
             if isinstance(peer, LlamaCpp):
                 file = self._home.parent / "llama-state.bin"
                 key = Key(peer.name, "restart", len(prompt), 1)
-                self._record(key, lambda peer=peer, file=file: [peer.ask_after_restore(prompt, WARM_TOKENS, file)])
+                self._record(key, partial(_after_restore, peer, prompt, file))
 
     # Several at once
 
@@ -250,17 +251,27 @@ class Bench:
             for key, answers in self._in_turn(repeat, asks).items():
                 self._compare(key, prompts, answers, alone)
 
-    def _gaps(self) -> None:
-        """How long running streams wait for each other's next token while a long prompt is computed beside them."""
-        num_tokens = self.plan.gap_prompt_tokens
-        short = [self._fresh(self.plan.stream_prompt_tokens) for _ in range(NUM_GAP_STREAMS)]
-        long = self._fresh(num_tokens)
-        seen = self.seen[Key(self._ours.name, "miss", num_tokens, NUM_GAP_STREAMS)]
-        seen.chunk_and_step_ms.append(self._ours.chunk_and_step_ms(short, long))
+    def _gaps(self, number: int) -> None:
+        """How long running streams wait for each other's next token while a long prompt is computed beside them.
+
+        With everything looked up and stored as ever, and with the cache off; another one begins each time.
+        """
+        ours, plan = self._ours, self.plan
+        num_tokens = plan.gap_prompt_tokens
         # A decode step follows every chunk, so streams this long run until the end of the prompt.
-        num_chunks = -(-num_tokens // self._ours.engine.prefill_chunk_tokens)
-        room = self._ours.engine.info.context_tokens - self.plan.stream_prompt_tokens
-        seen.gaps_ms += self._ours.gaps_ms(short, long, min(room, 2 * num_chunks))
+        num_chunks = -(-num_tokens // ours.engine.prefill_chunk_tokens)
+        max_tokens = min(ours.engine.info.context_tokens - plan.stream_prompt_tokens, 2 * num_chunks)
+        arms = {
+            True: Key(ours.name, "miss", num_tokens, NUM_GAP_STREAMS),
+            False: Key(OFF, "cold", num_tokens, NUM_GAP_STREAMS),
+        }
+        for cache in (True, False) if number % 2 == 0 else (False, True):
+            short = [self._fresh(plan.stream_prompt_tokens) for _ in range(NUM_GAP_STREAMS)]
+            long = self._fresh(num_tokens)
+            seen = self.seen[arms[cache]]
+            ours.settle()  # what an earlier prompt left to write belongs to neither
+            seen.chunk_and_step_ms.append(ours.chunk_and_step_ms(short, long))
+            seen.gaps_ms += ours.gaps_ms(short, long, max_tokens, cache=cache)
 
     # Helpers of the above
 
@@ -293,3 +304,7 @@ class Bench:
                 self.seen[key].num_compared += 1
                 margin = self._generate.margin(prompt, answer.tokens, other.tokens)
                 self.seen[key].margins += [margin] if margin is not None else []
+
+
+def _after_restore(peer: LlamaCpp, prompt: Prompt, file: Path) -> list[Answer]:
+    return [peer.ask_after_restore(prompt, WARM_TOKENS, file)]

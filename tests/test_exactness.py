@@ -63,7 +63,7 @@ def run(engine: Engine, request: Request, *, max_tokens: int = 24) -> tuple[torc
         (token,) = engine.decode([request])
     spans = restored
     if num_restored < request.num_prompt_tokens:
-        spans = [*spans, engine.prompt_kv(request, num_restored)]
+        spans = [*spans, engine.kv(request, num_restored, request.num_prompt_tokens)]
     engine.release(request)
     return logits, list(request.output_tokens), PromptKV(spans, logits.clone(), 1.0)
 

@@ -72,7 +72,7 @@ def key_of(engine: Engine) -> ModelKey:
 
 def cold(engine: Engine, tokens: Sequence[int]) -> tuple[Request, KVSpan]:
     request = start(engine, request_for(tokens))
-    kv = engine.prompt_kv(request, 0)
+    kv = engine.kv(request, 0, request.num_prompt_tokens)
     engine.release(request)
     return request, kv
 
@@ -82,7 +82,7 @@ def assert_same_bits(engine: Engine, tokens: Sequence[int], match: Match, expect
     request = request_for(tokens, restored=list(match.spans), num_restored=match.num_restored)
     request.prompt_logits = match.prompt_logits
     start(engine, request)
-    ours = engine.prompt_kv(request, 0)
+    ours = engine.kv(request, 0, request.num_prompt_tokens)
     engine.release(request)
     assert torch.equal(request.prompt_logits, expected.prompt_logits)
     assert request.output_tokens == expected.output_tokens

@@ -56,7 +56,7 @@ def answered(engine: Engine, request: Request, num_tokens: int = NUM_ANSWER) -> 
     while len(request.output_tokens) < num_tokens:
         request.emit(engine.decode([request]), "")
     assert isinstance(request.prompt_logits, torch.Tensor)
-    spans = [engine.prompt_kv(request, 0), engine.answer_kv(request)]
+    spans = [engine.kv(request, 0, engine.num_reusable(request))]
     engine.release(request)
     assert sum(span.num_tokens for span in spans) == request.num_prompt_tokens + num_tokens - 1, "the newest has none"
     return request, PromptKV(spans, request.prompt_logits, 1.0)
@@ -130,15 +130,15 @@ def test_what_lies_behind_a_rejected_draft_is_not_handed_over(engine: Engine, tm
     request.emit(verified.tokens, "")
     assert_same_or_tied(engine, prompt, request.output_tokens, expected.output_tokens[: len(request.output_tokens)])
     assert len(request.output_tokens) <= 6
-    kv = engine.answer_kv(request)
+    kv = engine.kv(request, request.num_prompt_tokens, engine.num_reusable(request))
     assert kv.num_tokens == len(request.output_tokens) - 1, "the model's own token behind the draft was not run"
     # An answer that ends within what was verified: as at a stop string.
     whole, num_output = list(request.output_tokens), 2
     request.output_tokens[:] = whole[:num_output]
-    assert engine.answer_kv(request).num_tokens == num_output
+    assert engine.kv(request, request.num_prompt_tokens, engine.num_reusable(request)).num_tokens == num_output
     request.output_tokens[:] = whole
     assert isinstance(request.prompt_logits, torch.Tensor)
-    stored = PromptKV([engine.prompt_kv(request, 0), kv], request.prompt_logits, 1.0)
+    stored = PromptKV([engine.kv(request, 0, request.num_prompt_tokens), kv], request.prompt_logits, 1.0)
     engine.release(request)
     store = Store.open(tmp_path, RAM)
     keep(store, engine, request, stored)
@@ -163,7 +163,8 @@ def test_kv_of_another_machine_is_met_in_rounding_alone(loaded: Loaded, tmp_path
         assert find(store, engine, prompt).num_restored == 0, "nothing of the other mode"
         request = start(engine, request_for(prompt))
         assert isinstance(request.prompt_logits, torch.Tensor)
-        keep(store, engine, request, PromptKV([engine.prompt_kv(request, 0)], request.prompt_logits, 1.0))
+        kv = engine.kv(request, 0, request.num_prompt_tokens)
+        keep(store, engine, request, PromptKV([kv], request.prompt_logits, 1.0))
         engine.release(request)
         assert find(store, engine, prompt).num_restored == NUM_TOKENS
     num_threads = torch.get_num_threads()

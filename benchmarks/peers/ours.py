@@ -21,8 +21,9 @@ from semcache.daemon.cache.lookup import Lookup, Match
 from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
-from semcache.daemon.loop import EngineLoop, Progress
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheMode, CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
+from semcache.daemon.resident import Progress
 from semcache.daemon.served import Served
 from semcache.store.store import KV_FOLDER, Store
 
@@ -78,7 +79,10 @@ class Ours:
                 is_known.set()
 
         # On the engine thread, as in the daemon: what a thread needs only once is then there before the first request.
-        self._loop = EngineLoop(self._load, on_change=on_change, drafts=self._config.draft.enabled)
+        self._loop = EngineLoop(
+            self._load, on_change=on_change, drafts=self._config.draft.enabled,
+            block_tokens=self._config.cache.block_tokens,
+        )  # fmt: skip
         self._loop.start()
         self._loop.load()
         is_known.wait()
@@ -148,19 +152,26 @@ class Ours:
             for tensor in tensors:
                 tensor[pool._free[-2:], :, :num_tokens] = _SPOILED
 
-    def gaps_ms(self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int], max_tokens: int) -> list[float]:
+    def settle(self) -> None:
+        """Wait until nothing is written any more."""
+        self._store.flush()
+
+    def gaps_ms(
+        self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int], max_tokens: int, *, cache: bool = True
+    ) -> list[float]:
         """The time between tokens of running streams while a long prompt is prefilled beside them.
 
         The streams are long enough when some of them still run at the end of the prefill; the others count until then.
         """
         sampling = replace(GREEDY, max_tokens=max_tokens)
-        streams = [self._pending(prompt, sampling, CacheOptions()) for prompt in prompts]
+        options = CacheOptions(mode=CacheMode.AUTO if cache else CacheMode.OFF)
+        streams = [self._pending(prompt, sampling, options) for prompt in prompts]
         for one in streams:
             self._pool.submit(self._start, one, True)
         for one in streams:
             if not one.has_begun.wait(_TIMEOUT_S):
                 raise PeerError(f"request {one.request.id} gave no token within {_TIMEOUT_S:.0f} s")
-        late = self._pending(long_prompt, replace(GREEDY, max_tokens=1), CacheOptions())
+        late = self._pending(long_prompt, replace(GREEDY, max_tokens=1), options)
         self._pool.submit(self._start, late, True)
         for one in (late, *streams):
             self._answer(one)
@@ -186,6 +197,7 @@ class Ours:
             tokens = self.engine.decode(rows)
             steps.append((time.perf_counter() - started) * 1e3)
             for request, token in zip(rows, tokens, strict=True):
+                assert token is not None
                 request.emit([token], "")
         for request in rows:
             self.engine.release(request)

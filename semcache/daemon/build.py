@@ -36,9 +36,10 @@ from semcache.daemon.headroom import Headroom
 from semcache.daemon.idle import IdleTime
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
-from semcache.daemon.loop import EngineLoop, Progress
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.overview import EmbedderSlot, Overview
 from semcache.daemon.receipts import audit_event, turn_event
+from semcache.daemon.resident import Progress
 from semcache.daemon.service import Service
 from semcache.daemon.trust import Trust
 from semcache.daemon.turns import Turns
@@ -47,7 +48,7 @@ from semcache.store.store import Store, StoreLimits
 log = logging.getLogger("semcache.daemon")
 
 _POOL_THREADS = 4
-_WRITE_QUEUE_BYTES = 128 << 20
+_MIN_WRITE_QUEUE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ def build(
 
         return load_engine(config, both)
 
-    engine = EngineLoop(load, on_change=on_change, keep_alive_s=config.daemon.keep_alive_s, drafts=config.draft.enabled)
+    engine = EngineLoop(
+        load, on_change=on_change, keep_alive_s=config.daemon.keep_alive_s, drafts=config.draft.enabled,
+        block_tokens=config.cache.block_tokens,
+    )  # fmt: skip
     lookup = Lookup(
         store, policy, embedder.get, reuse_sampled=config.cache.reuse_sampled, drafts=config.draft.enabled,
         prefill_ms_per_token=lambda: engine.prefill_ms_per_token,
@@ -175,9 +179,11 @@ def store_limits(config: Config, data_dir: Path) -> StoreLimits:
     existing = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
     free_disk_bytes = shutil.disk_usage(existing).free
     cache = config.cache
+    ram_bytes = cache.ram_bytes or memory_bytes() // 10
     return StoreLimits(
-        ram_bytes=cache.ram_bytes or memory_bytes() // 10,
+        ram_bytes=ram_bytes,
         disk_bytes=cache.disk_bytes or min(20 * 10**9, free_disk_bytes // 4),
         user_quota_bytes=cache.user_quota_bytes, ttl_s=cache.ttl_s, eviction=cache.eviction, durable=cache.durable,
-        write_queue_bytes=_WRITE_QUEUE_BYTES,
+        # Prompts that end together are handed over together; what waits of them serves like the RAM tier.
+        write_queue_bytes=max(_MIN_WRITE_QUEUE_BYTES, ram_bytes // 4),
     )  # fmt: skip

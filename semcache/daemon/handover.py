@@ -1,27 +1,49 @@
-"""What an ended request leaves for the cache: its KV on the host, and what computing it cost. Engine thread only."""
+"""What an ended request leaves for the cache: its KV on the host, and what computing it cost. Engine thread only.
+
+The KV of a long prompt takes longer to copy than running streams may wait, so it leaves its slot piece by piece.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from semcache.daemon.cache.admit import PromptKV, wants_storing
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.request import Request
+from semcache.store.tensors import KVSpan
 
 # A shorter prompt says more about the cost of a call than about speed.
 _TELLING_TOKENS = 64
+# A piece has no more, unless one block has: running streams wait for a piece after each of their steps.
+PIECE_BYTES = 16 << 20
 
 HandOver = Callable[[Request, PromptKV | None], None]
 
 
-class Handovers:
-    """Who gets the KV of each request under way, and how long its prefill took."""
+@dataclass
+class _Leaving:
+    """An ended request whose KV is on its way out of its slot."""
 
-    def __init__(self) -> None:
+    request: Request
+    logits: torch.Tensor
+    ms_per_token: float
+    spans: list[KVSpan]  # those it was begun with, then the pieces
+    num_copied: int  # tokens that these cover
+    num_tokens: int  # that all of them will cover
+
+
+class Handovers:
+    """Who gets the KV of each request under way, how long its prefill took, and whose KV is being copied."""
+
+    def __init__(self, *, block_tokens: int, piece_bytes: int) -> None:
+        self._block_tokens = block_tokens
+        self._piece_bytes = piece_bytes
         self._hand_over: dict[str, HandOver] = {}
         self._prefill_ms: dict[str, float] = {}
+        self._leaving: dict[str, _Leaving] = {}  # the one that ended first comes first
         self.prefill_ms_per_token: float | None = None  # of long prompts lately; None before the first
 
     def add(self, request: Request, hand_over: HandOver) -> None:
@@ -32,24 +54,44 @@ class Handovers:
         """Count one chunk of its prompt."""
         self._prefill_ms[request.id] += took_ms
 
-    def take(self, request: Request, engine: Engine) -> PromptKV | None:
-        """Copy its KV out of its slot; None where nothing of it is to be stored."""
+    @property
+    def leaving(self) -> Request | None:
+        """Whose KV is copied next; it needs its slot until then."""
+        return next(iter(self._leaving.values())).request if self._leaving else None
+
+    def leave(self, request: Request, engine: Engine) -> bool:
+        """Begin to copy the KV of an ended request out of its slot; False where nothing of it is to be stored."""
+        logits = request.prompt_logits
         if request.slot is None or not wants_storing(request):
+            return False
+        if not isinstance(logits, torch.Tensor):
+            return False  # cancelled before the prompt was through
+        ms_per_token = self._learn_speed(request, request.num_prompt_tokens - request.num_restored)
+        self._leaving[request.id] = _Leaving(
+            request, logits, ms_per_token, list(request.restored), request.num_restored, engine.num_reusable(request)
+        )
+        return True
+
+    def copy_piece(self, engine: Engine) -> PromptKV | None:
+        """Copy a piece of what is `leaving`; all of its KV once that was the last one.
+
+        A span for each block, so that the store can keep it as it is.
+        """
+        leaving, size = next(iter(self._leaving.values())), self._block_tokens
+        for _ in range(max(1, self._piece_bytes // (size * engine.info.kv_bytes_per_token))):
+            if leaving.num_copied == leaving.num_tokens:
+                break
+            stop = min(leaving.num_tokens, (leaving.num_copied // size + 1) * size)
+            leaving.spans.append(engine.kv(leaving.request, leaving.num_copied, stop))
+            leaving.num_copied = stop
+        if leaving.num_copied < leaving.num_tokens:
             return None
-        if not isinstance(request.prompt_logits, torch.Tensor):
-            return None  # cancelled before the prompt was through
-        spans = list(request.restored)
-        num_fresh = request.num_prompt_tokens - request.num_restored
-        ms_per_token = self._learn_speed(request, num_fresh)
-        if num_fresh:
-            spans.append(engine.prompt_kv(request, request.num_restored))
-        if engine.reuses_answers and request.num_computed > request.num_prompt_tokens:
-            spans.append(engine.answer_kv(request))
-        return PromptKV(spans, request.prompt_logits, ms_per_token)
+        return PromptKV(leaving.spans, leaving.logits, leaving.ms_per_token)
 
     def finish(self, request: Request, kv: PromptKV | None) -> None:
         """Hand it over; the request is forgotten."""
         del self._prefill_ms[request.id]
+        self._leaving.pop(request.id, None)
         self._hand_over.pop(request.id)(request, kv)
 
     def _learn_speed(self, request: Request, num_fresh: int) -> float:

@@ -13,20 +13,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.drafts import Drafts
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.sampler import NAN_LOGITS
-from semcache.daemon.engine.stream import TextStream
-from semcache.daemon.handover import HandOver, Handovers
+from semcache.daemon.handover import PIECE_BYTES, HandOver, Handovers
 from semcache.daemon.request import Donor, Request, RequestState
+from semcache.daemon.resident import LoadEngine, Resident
 from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
 from semcache.daemon.served import ModelState, Served
+from semcache.daemon.streams import Streams
 from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
 
 log = logging.getLogger("semcache.engine")
-
-Progress = Callable[[str, float | None], None]
-LoadEngine = Callable[[Progress], Engine]
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,19 @@ class EngineLoop:
         on_change: Callable[[], None] = lambda: None,
         keep_alive_s: float = 0,
         drafts: bool = True,
+        block_tokens: int = 64,
+        piece_bytes: int = PIECE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._load = load
-        self._on_change = on_change
-        self._keep_alive_s = keep_alive_s
+        self._resident = Resident(load, on_change=on_change, keep_alive_s=keep_alive_s, clock=clock)
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Submit | _Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._engine: Engine | None = None
         self._scheduler = Scheduler(0)
-        self._streams: dict[str, TextStream] = {}
+        self._streams = Streams()
         self._drafts = Drafts(enabled=drafts)
-        self._handovers = Handovers()
-        self._idle_since = clock()
+        self._handovers = Handovers(block_tokens=block_tokens, piece_bytes=piece_bytes)
         self._is_to_unload = False
-        self.model = ModelState()
-        self.served: Served | None = None
         self.num_failures = 0
 
     # Any thread
@@ -79,6 +74,15 @@ class EngineLoop:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def model(self) -> ModelState:
+        return self._resident.model
+
+    @property
+    def served(self) -> Served | None:
+        """None before the first load."""
+        return self._resident.served
 
     @property
     def num_waiting(self) -> int:
@@ -95,12 +99,10 @@ class EngineLoop:
 
     @property
     def unloads_in_s(self) -> float | None:
-        if self._engine is None or not self._keep_alive_s or self._scheduler.num_running:
-            return None
-        return max(0.0, self._idle_since + self._keep_alive_s - self._clock())
+        return None if self._scheduler.num_running else self._resident.idle_left_s
 
     def submit(self, request: Request, hand_over: HandOver) -> None:
-        """Queue a request; `hand_over` gets its KV on the engine thread, right after the request ended."""
+        """Queue a request; `hand_over` gets its KV on the engine thread, once it ended and all of that is copied."""
         self._inbox.put(_Submit(request, hand_over))
 
     def cancel(self, request: Request, error: SemcacheError | None = None) -> None:
@@ -139,7 +141,9 @@ class EngineLoop:
                 self.num_failures += 1
                 self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
         self._fail_all(UnavailableError("the daemon is shutting down", retry_after_s=1))
-        self._unload()
+        while self._handovers.leaving is not None:
+            self._copy_piece()
+        self._resident.unload()
 
     def _serve(self) -> None:
         while self._take_messages():
@@ -147,13 +151,15 @@ class EngineLoop:
             if self._is_to_unload:
                 self._unload()
             self._step()
+            if self._handovers.leaving is not None:
+                self._copy_piece()
 
     def _take_messages(self) -> bool:
         """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread."""
-        block = not self._is_to_unload and not any(True for _ in self._scheduler)
+        block = not self._is_to_unload and not self._is_busy
         while True:
             try:
-                message = self._inbox.get(block=block, timeout=self._until_unload() if block else None)
+                message = self._inbox.get(block=block, timeout=self._resident.idle_left_s if block else None)
             except queue.Empty:
                 if block:
                     self._unload()
@@ -166,10 +172,9 @@ class EngineLoop:
             else:
                 message.action()
 
-    def _until_unload(self) -> float | None:
-        if self._engine is None or not self._keep_alive_s:
-            return None
-        return max(0.0, self._idle_since + self._keep_alive_s - self._clock())
+    @property
+    def _is_busy(self) -> bool:
+        return any(True for _ in self._scheduler) or self._handovers.leaving is not None
 
     def _take(self, message: _Submit) -> None:
         self._handovers.add(message.request, message.hand_over)
@@ -181,40 +186,21 @@ class EngineLoop:
             )
 
     def _ensure_loaded(self) -> None:
+        self._resident.load()
         if self._engine is not None:
-            return
-        self._set_model(ModelState("loading", "starting", None))
-        try:
-            engine = self._load(lambda stage, share: self._set_model(ModelState("loading", stage, share)))
-        except SemcacheError as error:
-            self._set_model(ModelState("failed", error=error))
-        except Exception as error:
-            log.exception("loading the model failed")
-            self._set_model(ModelState("failed", error=ModelLoadError(f"the model cannot be loaded: {error}")))
-        else:
-            self._engine = engine
-            self._scheduler.num_slots = engine.num_slots
-            self.served = Served(engine.info, engine.tokenizer, engine.numerics, engine.cut_tokens, engine.num_slots)
-            self._idle_since = self._clock()
-            self._set_model(ModelState("ready"))
+            self._scheduler.num_slots = self._engine.num_slots
+
+    @property
+    def _engine(self) -> Engine | None:
+        return self._resident.engine
 
     def _unload_when_idle(self) -> None:
         self._is_to_unload = True
 
     def _unload(self) -> None:
-        if any(True for _ in self._scheduler):
-            return
-        self._is_to_unload = False
-        if self._engine is None:
-            return
-        log.info("unloading %s", self._engine.info.name)
-        self._engine.close()
-        self._engine = None
-        self._set_model(ModelState("unloaded"))
-
-    def _set_model(self, state: ModelState) -> None:
-        self.model = state
-        self._on_change()
+        if not self._is_busy:
+            self._is_to_unload = False
+            self._resident.unload()
 
     def _end_cancelled(self) -> None:
         for request in [r for r in self._scheduler if r.cancel_requested]:
@@ -254,7 +240,7 @@ class EngineLoop:
         self._drafts.begin(request, self._engine.info.vocab_size, self._engine.info.eos_token_ids)
         request.times.restored = self._clock()
         request.on_slot()
-        self._streams[request.id] = self._engine.tokenizer.stream(request.sampling.stop)
+        self._streams.begin(request, self._engine.tokenizer)
 
     def _prefill(self, request: Request) -> None:
         assert self._engine is not None
@@ -308,44 +294,47 @@ class EngineLoop:
         self._propose(request)
 
     def _accept(self, request: Request, token: int) -> None:
-        """Append one token, stream the text that became final, and end the request where it stops."""
+        """Append one token to the answer, and end the request where that was the last."""
         assert self._engine is not None
-        info, stream = self._engine.info, self._streams[request.id]
-        if token in info.eos_token_ids:
-            request.emit([], stream.flush())
-            self._finish(request, "stop")
-            return
-        request.emit([token], stream.push(token))
-        if stream.stopped:
-            self._finish(request, "stop")
-        elif len(request.output_tokens) >= request.sampling.max_tokens or (
-            request.num_prompt_tokens + len(request.output_tokens) >= info.context_tokens
-        ):
-            request.emit([], stream.flush())
-            self._finish(request, "stop" if stream.stopped else "length")
-
-    def _finish(self, request: Request, reason: str) -> None:
-        request.finish_reason = reason
-        self._end(request, RequestState.FINISHED)
+        request.finish_reason = self._streams.accept(request, token, self._engine.info)
+        if request.finish_reason is not None:
+            self._end(request, RequestState.FINISHED)
 
     def _end(self, request: Request, state: RequestState, error: SemcacheError | None = None) -> None:
         """Tell the client first; copying KV for the cache comes after, so it costs the client nothing."""
         self._scheduler.remove(request)
-        self._streams.pop(request.id, None)
+        self._streams.forget(request)
         self._drafts.forget(request)
         request.settle_draft()
         request.end(state, error)
-        kv = None
+        engine = self._engine
+        if state is not RequestState.FAILED and engine is not None and self._handovers.leave(request, engine):
+            self._scheduler.keep_slot(request)
+        else:
+            self._let_go(request, None)
+
+    def _copy_piece(self) -> None:
+        """A piece of what an ended request leaves; once all of it is there its slot is free."""
+        request = self._handovers.leaving
+        assert request is not None
+        assert self._engine is not None
         try:
-            if state is not RequestState.FAILED and self._engine is not None:
-                kv = self._handovers.take(request, self._engine)
+            kv = self._handovers.copy_piece(self._engine)
         except Exception:
             # The answer is out; without its KV the next request computes again.
             log.exception("the KV of request %s is not kept", request.id)
             self.num_failures += 1
-        if request.slot is not None and self._engine is not None:
+            self._let_go(request, None)
+        else:
+            if kv is not None:
+                self._let_go(request, kv)
+
+    def _let_go(self, request: Request, kv: PromptKV | None) -> None:
+        """The last of a request on this thread."""
+        self._scheduler.free_slot(request)
+        if self._engine is not None:
             self._engine.release(request)
-        self._idle_since = self._clock()
+        self._resident.used()
         self._handovers.finish(request, kv)
 
     def _fail_all(self, error: SemcacheError, *, only_running: bool = False) -> None:

@@ -38,7 +38,7 @@ Step = Prefill | Verify | Decode
 
 
 class Scheduler:
-    """Queues by user; a request is in exactly one of waiting, prefilling, verifying and decoding, or gone."""
+    """Queues by user; a request is in exactly one of waiting, prefilling, verifying and decoding, or ended."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -46,6 +46,7 @@ class Scheduler:
         self._prefilling: deque[Request] = deque()
         self._verifying: deque[Request] = deque()
         self._decoding: list[Request] = []
+        self._leaving: list[Request] = []  # ended; their slots are still read
         self._chunk_last = False
         self._verified_last = False  # among the chunks
         self.num_waiting = 0  # kept, not derived: other threads read it while the queues change
@@ -68,7 +69,7 @@ class Scheduler:
 
     def admit(self) -> Request | None:
         """The next waiting request that gets a slot; users take turns."""
-        if not self._waiting or self.num_running >= self.num_slots:
+        if not self._waiting or self.num_running + len(self._leaving) >= self.num_slots:
             return None
         user, queue = next(iter(self._waiting.items()))
         request = queue.popleft()
@@ -79,6 +80,15 @@ class Scheduler:
         request.state = RequestState.PREFILLING
         self._prefilling.append(request)
         return request
+
+    def keep_slot(self, request: Request) -> None:
+        """Nobody gets the slot of a request that ended, until `free_slot`."""
+        self._leaving.append(request)
+
+    def free_slot(self, request: Request) -> None:
+        """Harmless where the slot was not kept."""
+        if request in self._leaving:
+            self._leaving.remove(request)
 
     def next_step(self) -> Step | None:
         """The next forward pass; chunks take turns with the decode batch, and among each other."""

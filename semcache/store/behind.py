@@ -35,14 +35,14 @@ class WriteBehind:
             if self._is_closed:
                 self._incidents.failure("write_failures", f"block {block.key.hash[:12]}", "the store is closed")
                 return False
-            if len(block.content) > self._limit_bytes:
+            if block.size_bytes > self._limit_bytes:
                 self._count_dropped(block)
                 return False
             old = self._waiting.get(block.key.hash)
             if old is not None and old is not self._writing:
                 self._drop(old)
             self._waiting[block.key.hash] = block
-            self._used_bytes += len(block.content)
+            self._used_bytes += block.size_bytes
             self._make_room()
             if self._thread is None:
                 # A process that ends without `close` loses what waits, as in a crash; it must not hang instead.
@@ -69,7 +69,7 @@ class WriteBehind:
         """Forget a block, unless a newer one of the same name took its place."""
         if self._waiting.get(block.key.hash) is block:
             del self._waiting[block.key.hash]
-        self._used_bytes -= len(block.content)
+        self._used_bytes -= block.size_bytes
 
     def get(self, key: BlockKey) -> Stored | None:
         """What waits under exactly this key."""
@@ -135,4 +135,4 @@ class WriteBehind:
 
 
 def _saved_per_byte(block: Unwritten) -> float:
-    return block.compute_ms / len(block.content)
+    return block.compute_ms / block.size_bytes

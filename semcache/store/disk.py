@@ -18,7 +18,7 @@ from semcache.store.blocks import BlockKey, BlockRow, Blocks, Owner, pack_tokens
 from semcache.store.database import Database
 from semcache.store.files import Files, WrongFileError
 from semcache.store.incidents import Incidents
-from semcache.store.tensors import DamageError, Stored, checksum, decode, encode
+from semcache.store.tensors import DamageError, Stored, checksum, compact, decode, encode
 
 # Files of one prompt that are read at the same time: enough to keep a drive busy, few enough to leave it to others.
 NUM_READERS = min(4, 2 * (os.cpu_count() or 1))
@@ -26,10 +26,9 @@ NUM_READERS = min(4, 2 * (os.cpu_count() or 1))
 
 @dataclass(frozen=True)
 class Unwritten:
-    """A block as its file's bytes, with tensors that are views of them; nobody else changes either."""
+    """A block that is to be written. Its tensors are the store's from now on: nobody changes them."""
 
     key: BlockKey
-    content: bytearray
     stored: Stored
     owner: Owner
     created_at: float
@@ -37,18 +36,21 @@ class Unwritten:
 
     @staticmethod
     def of(key: BlockKey, stored: Stored, owner: Owner, *, now_s: float, compute_ms: float) -> Unwritten:
-        """The one copy on the way to the disk; afterwards the caller's tensors may change."""
-        content = encode(stored)
-        own = decode(content, is_tail=key.kind == "tail", num_tokens=len(key.token_ids))
-        return Unwritten(key, content, own, owner, now_s, compute_ms)
+        """With copies of tensors that are a part of larger ones."""
+        return Unwritten(key, compact(stored), owner, now_s, compute_ms)
 
-    def row(self) -> BlockRow:
-        """The row of the file to be."""
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        return self.stored.size_bytes
+
+    def row(self, content: memoryview) -> BlockRow:
+        """The row of the file with its bytes."""
         key, owner = self.key, self.owner
         return BlockRow(
             hash=key.hash, kind=key.kind, scope=owner.scope, model=owner.model, fingerprint=owner.fingerprint,
             parent=key.parent, first_token=key.first_token, num_tokens=len(key.token_ids),
-            token_ids=pack_tokens(key.token_ids), size_bytes=len(self.content), checksum=checksum(self.content),
+            token_ids=pack_tokens(key.token_ids), size_bytes=len(content), checksum=checksum(content),
             user=owner.user, created_at=self.created_at, last_used_at=self.created_at, compute_ms=self.compute_ms,
         )  # fmt: skip
 
@@ -120,10 +122,11 @@ class DiskTier:
 
         `published` is called before anybody can delete the new row.
         """
-        row = block.row()
+        content = encode(block.stored)
+        row = block.row(content)
         path = self.path_of(row)
         try:
-            temp = self._files.write_temp(path, block.content, durable=self._durable)
+            temp = self._files.write_temp(path, content, durable=self._durable)
             with self._db.lock:
                 self._publish(temp, path, row)
                 published(row, block.stored)

@@ -27,7 +27,7 @@ class Files:
         self._open_temps: set[Path] = set()
         self._lock = threading.Lock()
 
-    def write_temp(self, path: Path, content: bytes | bytearray, *, durable: bool) -> Path:
+    def write_temp(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> Path:
         """Write `content` beside `path` under a temporary name; removes it again when that fails."""
         temp = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}{TEMP_SUFFIX}")
         with self._lock:
@@ -43,7 +43,7 @@ class Files:
             raise
         return temp
 
-    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             view = memoryview(content)

@@ -66,12 +66,27 @@ class TailRecord:
 Stored = KVSpan | TailRecord
 
 
-def checksum(content: bytes | bytearray) -> str:
+def compact(stored: Stored) -> Stored:
+    """The same, with tensors that keep nothing else in memory: a view keeps all that it is a view of."""
+    if isinstance(stored, TailRecord):
+        return TailRecord(KVSpan(_alone(stored.span.keys), _alone(stored.span.values)), _alone(stored.logits))
+    return KVSpan(_alone(stored.keys), _alone(stored.values))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    np.copyto(_bits(copy), _bits(tensor.detach()))
+    return copy
+
+
+def checksum(content: bytes | bytearray | memoryview) -> str:
     """xxh3-128 over the whole file: a flip in the header changes shapes, one in the data changes numbers."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def encode(stored: Stored) -> bytearray:
+def encode(stored: Stored) -> memoryview:
     """The bytes of a block file or tail record; the tensors may be views of anything."""
     span = stored.span if isinstance(stored, TailRecord) else stored
     tensors = {"keys": span.keys, "values": span.values}
@@ -85,7 +100,8 @@ def encode(stored: Stored) -> bytearray:
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, num_bytes]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN_BYTES)  # the format allows blanks; they align the tensors
-    content = bytearray(8 + len(text) + num_bytes)
+    # Not a bytearray: zeroing one holds the interpreter's lock, and with it the thread that runs the model.
+    content = np.empty(8 + len(text) + num_bytes, np.uint8).data
     content[:8] = len(text).to_bytes(8, "little")
     content[8 : 8 + len(text)] = text
     for name, tensor in tensors.items():
@@ -99,7 +115,7 @@ def _bits(tensor: Tensor) -> np.ndarray:
     return tensor.view(_SAME_SIZE[tensor.element_size()]).numpy()
 
 
-def _tensor(content: bytearray, spec: Mapping[str, Any]) -> Tensor:
+def _tensor(content: bytearray | memoryview, spec: Mapping[str, Any]) -> Tensor:
     """One tensor as a view into the file's bytes."""
     dtype, shape = DTYPES[spec["dtype"]], spec["shape"]
     start, stop = spec["data_offsets"]
@@ -112,7 +128,7 @@ def _tensor(content: bytearray, spec: Mapping[str, Any]) -> Tensor:
     return torch.frombuffer(content, dtype=dtype, count=count, offset=first + start).view(shape)
 
 
-def decode(content: bytearray, *, is_tail: bool, num_tokens: int) -> Stored:
+def decode(content: bytearray | memoryview, *, is_tail: bool, num_tokens: int) -> Stored:
     """The reverse of `encode`, as views into `content`; raises DamageError for anything that is not exactly that."""
     try:
         header = json.loads(bytes(content[8 : 8 + int.from_bytes(content[:8], "little")]))

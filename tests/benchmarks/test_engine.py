@@ -62,7 +62,11 @@ def test_every_case_is_measured_on_our_system_and_the_peers_are_beside_it(found:
     ours = {r["case"] for r in found["rows"] if r["system"].startswith("semcache")}
     assert ours == CASES
     assert {r["system"] for r in found["rows"]} == {"semcache", "semcache_off", "generate", "generate_batch"}
-    assert row(found, "semcache", "miss", streams=4, tokens=512)["gap_p99_ms"] > 0
+    with_stores = row(found, "semcache", "miss", streams=4, tokens=512)
+    without = row(found, "semcache_off", "cold", streams=4, tokens=512)
+    assert all(r[name] > 0 for r in (with_stores, without) for name in ("gap_p99_ms", "chunk_ms", "step_ms"))
+    # Asked in turn, so that none is compared with another moment.
+    assert len({row(found, name, "shared_64")["samples"] for name in ("semcache", "semcache_off", "generate")}) == 1
     assert row(found, "semcache", "warm_ram")["ttft_through_kv_ms"] > 0
 
 
@@ -105,6 +109,10 @@ def test_ratios_use_the_faster_cold_side_and_medians() -> None:
         Key("generate", "cold", 100, 1): seen(*(answer(t, t + 0.1, ended=2.0) for t in (9.0, 0.4, 0.3))),
         Key("semcache", "warm_ram", 100, 1): seen(answer(0.004, 0.05), through_kv=[answer(0.1)]),
         Key("semcache", "restart", 100, 1): seen(answer(0.04, 0.1)),
+        **{
+            Key(name, "shared_64", 100, 1): seen(answer(t))
+            for name, t in (("semcache", 0.5), ("semcache_off", 0.4), ("generate", 0.45))
+        },
         Key("semcache", "miss", 50, 1): seen(answer(0.5, ended=1.0)),
         Key("semcache", "miss", 50, 8): Seen([Sample([answer(0.5, ended=2.0) for _ in range(8)], None)]),
         Key("generate_batch", "cold", 50, 8): Seen([Sample([answer(0.5, ended=1.0) for _ in range(8)], None)]),
@@ -114,7 +122,7 @@ def test_ratios_use_the_faster_cold_side_and_medians() -> None:
     assert ratios == pytest.approx(
         {
             "ttft_ram": 100, "ttft_disk": 10, "ttft_through_kv": 4, "second_token_ram": 10, "second_token_disk": 5,
-            "second_token_uncached_disk": None, "shared_prefix": None, "shared_64": None, "miss_ttft": 1.25,
+            "second_token_uncached_disk": None, "shared_prefix": None, "shared_64": 0.8, "miss_ttft": 1.25,
             "miss_total": 0.6, "miss_vs_off": 1.2, "written_vs_off": 1.3, "streams8_vs_1": 4, "streams8_vs_cb": 0.5,
             "gap_vs_chunk_and_step": 1.25,
         }

@@ -27,10 +27,12 @@ MakeArm = Callable[..., "Arm"]
 class Arm:
     """An engine on its thread."""
 
-    def __init__(self, loaded: LoadedModel, exactness: Exactness, eos: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, loaded: LoadedModel, exactness: Exactness, eos: tuple[int, ...] = (), block_tokens: int = 64
+    ) -> None:
         model = replace(loaded, info=replace(loaded.info, eos_token_ids=eos))
         self.engine = Engine(model, num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness=exactness)
-        self.loop = EngineLoop(lambda _progress: self.engine, drafts=False)
+        self.loop = EngineLoop(lambda _progress: self.engine, drafts=False, block_tokens=block_tokens)
         self.loop.start()
 
     def ask(self, prompt: list[int], *, cancel_at: int = 0, **fields: Any) -> tuple[Request, PromptKV | None]:
@@ -124,6 +126,22 @@ def test_what_was_restored_is_handed_over_with_the_rest(make_arm: MakeArm) -> No
     warm, warm_kv = arm.ask(PROMPT, **whole, prompt_logits=kv.logits.clone())
     assert warm.output_tokens == cold.output_tokens
     assert_is_of(warm_kv, [*PROMPT, *warm.output_tokens[:-1]], arm)
+
+
+@pytest.mark.parametrize("exactness", ["bitwise", "rounding"])
+def test_every_block_is_a_span_that_keeps_nothing_else_in_memory(make_arm: MakeArm, exactness: Exactness) -> None:
+    size = CHUNK_TOKENS // 2
+    arm = make_arm(exactness, block_tokens=size)
+    _, cold = arm.ask(PROMPT)
+    assert cold is not None
+    _, warm = arm.ask(PROMPT, restored=[cut(cold.spans, 0, CHUNK_TOKENS)], num_restored=CHUNK_TOKENS)
+    assert warm is not None
+    for kv, num_restored in ((cold, 0), (warm, CHUNK_TOKENS)):
+        fresh = kv.spans[1:] if num_restored else kv.spans
+        ends = [num_restored + sum(span.num_tokens for span in fresh[: i + 1]) for i in range(len(fresh))]
+        assert ends == [*range(num_restored + size, num_tokens(kv), size), num_tokens(kv)]
+        for span in fresh:
+            assert span.keys.untyped_storage().nbytes() == span.keys.nbytes
 
 
 @pytest.mark.parametrize("options", [CacheOptions(no_store=True), CacheOptions(mode=CacheMode.OFF)])

@@ -13,8 +13,9 @@ import torch
 
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.engine.engine import Engine
-from semcache.daemon.loop import EngineLoop, Progress
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
+from semcache.daemon.resident import Progress
 from semcache.errors import EngineError, ModelLoadError, RequestTimeoutError, SemcacheError, UnavailableError
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import load, save_model
@@ -30,10 +31,10 @@ class BrokenEngine(Engine):
     gate = threading.Event()
     gate.set()
 
-    def prompt_kv(self, request: Request, start: int) -> KVSpan:
+    def kv(self, request: Request, start: int, stop: int) -> KVSpan:
         if self.no_room_for_kv:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return super().prompt_kv(request, start)
+        return super().kv(request, start, stop)
 
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
         assert self.gate.wait(TIMEOUT_S)
@@ -232,7 +233,7 @@ def test_an_unload_waits_for_what_runs(make_loop: Callable[..., EngineLoop]) -> 
     BrokenEngine.gate.set()
     assert [asked.end().state for asked in (running, waiting)] == [RequestState.FINISHED] * 2
     left = queue.SimpleQueue[str]()
-    loop._on_change = lambda: left.put(loop.model.state)
+    loop._resident._on_change = lambda: left.put(loop.model.state)
     if loop.model.state != "unloaded":
         assert left.get(timeout=TIMEOUT_S) == "unloaded"
 
@@ -251,7 +252,7 @@ def test_an_idle_model_leaves_memory_and_comes_back(make_loop: Callable[..., Eng
     first = Asked("again").submit(loop)
     assert first.end().state is RequestState.FINISHED
     unloaded = queue.SimpleQueue[str]()
-    loop._on_change = lambda: unloaded.put(loop.model.state)
+    loop._resident._on_change = lambda: unloaded.put(loop.model.state)
     while unloaded.get(timeout=TIMEOUT_S) != "unloaded":
         pass
     assert loop.served is not None  # enough stays to find stored answers

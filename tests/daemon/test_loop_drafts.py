@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.draft import clearness
-from semcache.daemon.cache.admit import PromptKV
+from semcache.daemon.cache.admit import PromptKV, cut
 from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
@@ -433,7 +433,7 @@ def test_a_draft_goes_with_a_restored_prefix(plain: Arm, drafts: Arm) -> None:
     cold = plain.submit(prompt, GREEDY)
     cold.end()
     kv, donor = cold.kv(), donor_of(cold.request.output_tokens)
-    [span] = kv.spans
+    span = cut(kv.spans, 0, len(prompt))
     part = span.slice(0, CHUNK_TOKENS)
     warm = drafts.submit(prompt, GREEDY, donor=donor, restored=[part], num_restored=CHUNK_TOKENS)
     warm.end()

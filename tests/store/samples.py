@@ -145,7 +145,7 @@ class BrokenFiles(Files):
         if call in self.fail:
             raise OSError(self.fail[call], os.strerror(self.fail[call]))
 
-    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
         if "write" in self.fail:
             path.write_bytes(content[: len(content) // 2])  # a full disk stops in the middle
         self._maybe("write")

@@ -22,7 +22,8 @@ from semcache.store.tensors import encode
 from .conftest import OpenStore
 from .samples import ALICE, BOB, block_files, chain, put_chain, same, span, tail, tail_of
 
-BLOCK_BYTES = len(encode(span()))
+BLOCK_BYTES = span().size_bytes
+FILE_BYTES = len(encode(span()))
 
 
 class Gate:
@@ -196,7 +197,7 @@ class SlowFiles(Files):
         super().__init__()
         self.may_write = threading.Event()
 
-    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
         assert self.may_write.wait(30)
         super()._write(path, content, durable=durable)
 
@@ -247,24 +248,29 @@ def test_clearing_also_clears_what_waits(open_store: OpenStore, data_dir: Path) 
     assert len(block_files(data_dir)) == 2
 
 
-def test_what_waits_is_not_changed_by_its_owner(open_store: OpenStore) -> None:
+def test_what_waits_keeps_nothing_else_in_memory(open_store: OpenStore) -> None:
     files = SlowFiles()
     store = open_store(QUEUED, files=files)
-    (key,) = chain(1)
-    mine = span(seed=4)
-    assert store.put_block(key, mine, ALICE)
-    mine.keys.zero_()
-    assert same(store.load_prefix([key])[0], span(seed=4))
+    whole = span(num_tokens=8, seed=4)
+    first, second = chain(2)
+    assert store.put_block(first, whole.slice(0, 4), ALICE)
+    own = span(seed=5)
+    assert store.put_block(second, own, ALICE)
+    copied, same_memory = store.load_prefix([first, second])
+    assert same(copied, whole.slice(0, 4))
+    assert copied.keys.untyped_storage().nbytes() == copied.keys.nbytes
+    assert same_memory.keys.data_ptr() == own.keys.data_ptr()
     files.may_write.set()
     store.flush()
-    assert same(store.load_prefix([key])[0], span(seed=4))
+    assert store.tier_status()["ram"].used_bytes == copied.size_bytes + own.size_bytes
+    assert same(store.load_prefix([first])[0], copied)
 
 
 def test_the_disk_budget_holds_with_a_queue(open_store: OpenStore) -> None:
-    store = open_store(StoreLimits(1 << 20, 9 * BLOCK_BYTES, write_queue_bytes=1 << 20))
+    store = open_store(StoreLimits(1 << 20, 9 * FILE_BYTES, write_queue_bytes=1 << 20))
     for number in range(30):
         store.put_block(chain(1, start=100 * number)[0], span(), ALICE)
     store.flush()
-    assert 0 < store.tier_status()["disk"].used_bytes <= 9 * BLOCK_BYTES
+    assert 0 < store.tier_status()["disk"].used_bytes <= 9 * FILE_BYTES
     assert store.counters()["evicted_blocks"] > 0
     assert store.check().problems == ()

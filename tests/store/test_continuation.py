@@ -43,7 +43,7 @@ class HeldFiles(Files):
         super().__init__()
         self.go = threading.Event()
 
-    def write_temp(self, path: Path, content: bytes | bytearray, *, durable: bool) -> Path:
+    def write_temp(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> Path:
         assert self.go.wait(30)
         return super().write_temp(path, content, durable=durable)
 

@@ -178,19 +178,19 @@ class Engine:
             gaps.append(float(logits[-1].max() - ends.max()))
         request.donor_regret = sum(gaps) / len(gaps)
 
-    def prompt_kv(self, request: Request, start: int) -> KVSpan:
-        """Host copy of the KV of prompt tokens [start, num_prompt_tokens)."""
-        assert request.num_computed >= request.num_prompt_tokens, request.id
-        self._restore(request)
-        return self._pool.snapshot(self._slot(request), start, request.num_prompt_tokens)
+    def num_reusable(self, request: Request) -> int:
+        """How many leading tokens have KV that may be reused; a decoded one's only where its rounding may differ."""
+        if not self.reuses_answers:
+            return request.num_prompt_tokens
+        # Without the newest token where no step has taken it yet; a verification that went on behind the answer's end
+        # has counted more.
+        return min(request.num_computed, request.num_prompt_tokens + len(request.output_tokens))
 
-    def answer_kv(self, request: Request) -> KVSpan:
-        """Host copy of the KV of the answer's tokens, without the newest where no step has taken it yet."""
-        num_tokens = request.num_prompt_tokens + len(request.output_tokens)
+    def kv(self, request: Request, start: int, stop: int) -> KVSpan:
+        """Host copy of the KV of tokens [start, stop) of prompt and answer."""
+        assert start <= stop <= request.num_computed, (request.id, start, stop)
         self._restore(request)
-        # A verification that went on behind the answer's end has counted more.
-        stop = min(request.num_computed, num_tokens)
-        return self._pool.snapshot(self._slot(request), request.num_prompt_tokens, stop)
+        return self._pool.snapshot(self._slot(request), start, stop)
 
     def release(self, request: Request) -> None:
         """Give the request's slot back; harmless when it has none."""

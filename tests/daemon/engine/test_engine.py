@@ -79,13 +79,13 @@ def test_greedy_tokens_are_those_of_generate(loaded: Loaded, family: str, dtype:
 
 def cold_and_warm(engine: Engine, prompt: list[int], num_restored: int) -> tuple[Request, Request]:
     cold = start(engine, request_for(prompt))
-    whole = engine.prompt_kv(cold, 0)
+    whole = engine.kv(cold, 0, cold.num_prompt_tokens)
     cut = num_restored // 2
     spans = [whole.slice(0, cut), whole.slice(cut, num_restored)]
     warm = start(engine, restored_request(prompt, spans))
     assert torch.equal(cold.prompt_logits, warm.prompt_logits), (len(prompt), num_restored)
     assert cold.output_tokens == warm.output_tokens
-    assert_equal_kv(engine.prompt_kv(warm, 0), whole)
+    assert_equal_kv(engine.kv(warm, 0, warm.num_prompt_tokens), whole)
     engine.release(cold)
     engine.release(warm)
     return cold, warm
@@ -116,7 +116,7 @@ def test_warm_logits_are_bit_identical_for_random_prompts(loaded: Loaded, dtype:
 def test_a_full_record_needs_no_forward_and_goes_on_the_same(engine: Engine, num_prompt_tokens: int) -> None:
     prompt = random_prompt(random.Random(4), num_prompt_tokens)
     first = start(engine, request_for(prompt))
-    kv, logits = engine.prompt_kv(first, 0), first.prompt_logits
+    kv, logits = engine.kv(first, 0, first.num_prompt_tokens), first.prompt_logits
     warm = restored_request(prompt, [kv], prompt_logits=logits)
     forwards = count_forwards(engine, lambda: start(engine, warm))
     assert forwards == 0
@@ -129,11 +129,11 @@ def test_a_full_record_needs_no_forward_and_goes_on_the_same(engine: Engine, num
 def test_the_first_token_of_a_full_record_does_not_wait_for_its_kv(engine: Engine) -> None:
     prompt = random_prompt(random.Random(4), 2 * CHUNK_TOKENS + 5)
     first = start(engine, request_for(prompt))
-    kv, logits = engine.prompt_kv(first, 0), first.prompt_logits
+    kv, logits = engine.kv(first, 0, first.num_prompt_tokens), first.prompt_logits
     warm = restored_request(prompt, [kv], prompt_logits=logits)
     start(engine, warm)
     assert list(engine._to_restore) == [warm.slot]
-    assert_equal_kv(engine.prompt_kv(warm, 0), kv)
+    assert_equal_kv(engine.kv(warm, 0, warm.num_prompt_tokens), kv)
     assert not engine._to_restore
     again = start(engine, restored_request(prompt, [kv], prompt_logits=logits))
     engine.release(
@@ -142,13 +142,13 @@ def test_the_first_token_of_a_full_record_does_not_wait_for_its_kv(engine: Engin
     assert not engine._to_restore
     other = request_for(random_prompt(random.Random(5), 5))
     cold, reused = start(engine, other), start(engine, request_for(other.prompt_tokens))
-    assert_equal_kv(engine.prompt_kv(cold, 0), engine.prompt_kv(reused, 0))
+    assert_equal_kv(engine.kv(cold, 0, cold.num_prompt_tokens), engine.kv(reused, 0, reused.num_prompt_tokens))
 
 
 def test_a_draft_behind_a_full_record_sees_its_kv(engine: Engine) -> None:
     prompt = random_prompt(random.Random(6), 2 * CHUNK_TOKENS + 5)
     first = start(engine, request_for(prompt))
-    kv, logits = engine.prompt_kv(first, 0), first.prompt_logits
+    kv, logits = engine.kv(first, 0, first.num_prompt_tokens), first.prompt_logits
     for _ in range(8):
         first.emit(engine.decode([first]), "")
     warm = start(engine, restored_request(prompt, [kv], prompt_logits=logits))
@@ -177,7 +177,7 @@ def count_forwards(engine: Engine, work: Callable[[], object]) -> int:
 def test_full_kv_without_logits_runs_the_last_chunk_again(engine: Engine, num_prompt_tokens: int) -> None:
     prompt = random_prompt(random.Random(5), num_prompt_tokens)
     cold = start(engine, request_for(prompt))
-    warm = restored_request(prompt, [engine.prompt_kv(cold, 0)])
+    warm = restored_request(prompt, [engine.kv(cold, 0, cold.num_prompt_tokens)])
     assert count_forwards(engine, lambda: start(engine, warm)) == 1
     assert torch.equal(warm.prompt_logits, cold.prompt_logits)
 
@@ -186,7 +186,7 @@ def test_in_rounding_full_kv_without_logits_runs_the_last_token_again(loaded: Lo
     engine = Engine(loaded(), num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness="rounding")
     prompt = random_prompt(random.Random(5), 2 * CHUNK_TOKENS)
     cold = start(engine, request_for(prompt))
-    warm = restored_request(prompt, [engine.prompt_kv(cold, 0)])
+    warm = restored_request(prompt, [engine.kv(cold, 0, cold.num_prompt_tokens)])
     engine.begin(warm)
     assert warm.num_computed == len(prompt) - 1
     assert isinstance(engine.prefill(warm), int)
@@ -198,7 +198,7 @@ def test_in_rounding_a_chunk_is_full_wherever_it_begins(loaded: Loaded) -> None:
     engine = Engine(loaded(), num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness="rounding")
     prompt = random_prompt(random.Random(5), 10 + CHUNK_TOKENS)
     cold = start(engine, request_for(prompt))
-    warm = restored_request(prompt, [engine.prompt_kv(cold, 0).slice(0, 10)])
+    warm = restored_request(prompt, [engine.kv(cold, 0, cold.num_prompt_tokens).slice(0, 10)])
     assert count_forwards(engine, lambda: start(engine, warm)) == 1
     assert warm.output_tokens == cold.output_tokens
 
@@ -313,7 +313,7 @@ def tell():
     loaded = load_model("mini", device="cpu", dtype="float32", max_context_tokens=512, progress=lambda *_: None)
     engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
     request = start(engine, request_for([i * 7 % 1000 for i in range(200)]))
-    bits = hashlib.sha256(engine.prompt_kv(request, 0).keys.numpy().tobytes()).hexdigest()
+    bits = hashlib.sha256(engine.kv(request, 0, request.num_prompt_tokens).keys.numpy().tobytes()).hexdigest()
     print(json.dumps([engine.numerics, bits]), flush=True)
 
 # Libraries read their settings when they first compute. A fork that has not yet is a new process without the imports.

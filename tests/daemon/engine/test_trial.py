@@ -30,7 +30,7 @@ def computed(engine: Engine, prompt: list[int], *, wide: bool) -> tuple[KVSpan, 
     engine.begin(request)
     while engine.prefill(request, wide=wide) is None:
         pass
-    found = engine.prompt_kv(request, 0), request.prompt_logits, request.num_passes
+    found = engine.kv(request, 0, request.num_prompt_tokens), request.prompt_logits, request.num_passes
     engine.release(request)
     return found
 
