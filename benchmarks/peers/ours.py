@@ -71,6 +71,7 @@ class Ours:
     def __init__(self, setup: Setup, home: Path) -> None:
         self._config = setup.config()
         self._home = home
+        self.open_store()  # before the model, as the daemon does
         is_known = threading.Event()
 
         def on_change() -> None:
@@ -93,7 +94,6 @@ class Ours:
             block_tokens=self._config.cache.block_tokens,
         )
         self._ids = count()
-        self.open_store()
 
     def _load(self, progress: Progress) -> Engine:
         self.engine = load_engine(self._config, progress)

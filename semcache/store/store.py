@@ -19,6 +19,7 @@ from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import BlockKey, Blocks, Continuation, Owner
 from semcache.store.budget import DiskBudget, DiskLimits
+from semcache.store.buffers import READY_BYTES
 from semcache.store.check import Check, CheckResult, sweep
 from semcache.store.database import Database
 from semcache.store.datadir import DataDir
@@ -111,6 +112,8 @@ class Store:
         num_swept, stuck = sweep(disk.folder, db, self._blocks, files)
         self._incidents.count("swept_files", num_swept)
         self.warnings += stuck
+        with self._incidents.reading("sizes of blocks"):
+            disk.prepare(min(READY_BYTES, limits.ram_bytes))
         if (warning := self._pins.warning()) is not None:
             self.warnings.append(warning)
 

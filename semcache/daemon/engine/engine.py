@@ -25,6 +25,8 @@ from semcache.daemon.request import Request
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan
 
+_TOUCHED_BYTES = 64 << 20  # of slot memory at load: about one long prompt of a small model
+
 
 class Engine:
     """A loaded model with its slots; CUDA is a setting whose code is plain and has not run on a card yet."""
@@ -42,6 +44,7 @@ class Engine:
         self.cut_tokens = prefill_chunk_tokens if exactness == "bitwise" else 1
         self._model = loaded.model
         self._pool = SlotPool(loaded.info, num_slots)
+        self._pool.touch(_TOUCHED_BYTES)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
         trial = try_out(loaded.model, self._pool, prefill_chunk_tokens)
         self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one

@@ -89,6 +89,13 @@ class SlotPool:
         assert slot not in self._free, slot
         self._free.append(slot)
 
+    def touch(self, size_bytes: int) -> None:
+        """Write to as much of the memory that the next prompt's KV goes to: later that would take long (buffers.py)."""
+        if self.keys[0].device.type == "cpu":
+            num_tokens = size_bytes // self.info.kv_bytes_per_token
+            for tensor in (*self.keys, *self.values):
+                tensor[self._free[-1], :, :num_tokens].zero_()
+
     def check(self, span: KVSpan) -> None:
         """Raise unless the span has this model's shape and dtype; a silent cast would break bit-identity."""
         info = self.info
