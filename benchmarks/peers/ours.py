@@ -217,13 +217,19 @@ class Ours:
         """The daemon's path of a request whose answer has to be computed."""
         try:
             request = pending.request
-            match = self._lookup.find(request, self._granted, self._model)
+            match = self._lookup.find_answer(request, self._granted, self._model)
             assert match.answer is None, "a stored answer would be replayed, and nothing be measured"
+            self._lookup.find_prefix(request, self._granted, self._model, match, may_arrive_late=stored_logits)
             request.restored, request.num_restored = match.spans, match.num_restored
             request.prompt_logits = match.prompt_logits if stored_logits else None
+            request.is_arriving = match.arriving is not None
             request.match(match.receipt)
             request.state = RequestState.WAITING
             self._loop.submit(request, lambda done, kv: self._handed_over(pending, match, kv))
+            if match.arriving is not None:
+                for span in match.arriving:
+                    self._loop.bring(request, span)
+                self._loop.bring(request, None)
         except BaseException as error:
             pending.written.set_exception(error)
             pending.has_begun.set()

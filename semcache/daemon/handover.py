@@ -38,6 +38,8 @@ class Handovers:
             return None
         if not isinstance(request.prompt_logits, torch.Tensor):
             return None  # cancelled before the prompt was through
+        if request.is_arriving:
+            return None  # cancelled or ended before its KV, which the store has, was read
         spans = list(request.restored)
         num_fresh = request.num_prompt_tokens - request.num_restored
         ms_per_token = self._learn_speed(request, num_fresh)

@@ -97,6 +97,13 @@ class DiskTier:
             for future in pending:
                 future.cancel()
 
+    def has_file(self, row: BlockRow) -> bool:
+        """Whether a file of the row's size lies where its block should be."""
+        try:
+            return self.path_of(row).stat().st_size == row.size_bytes
+        except (OSError, DamageError):
+            return False
+
     def read(self, row: BlockRow) -> Stored:
         """The tensors of a row; DamageError when the file is not what the row says, OSError when it cannot be read."""
         path = self.path_of(row)

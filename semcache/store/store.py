@@ -36,7 +36,7 @@ from semcache.store.pins import Pins, PromptStored
 from semcache.store.ram import RamTier, TierStatus
 from semcache.store.recovery import open_with
 from semcache.store.tensors import KVSpan, TailRecord
-from semcache.store.tiers import Tiers
+from semcache.store.tiers import PromptLoad, Tiers
 from semcache.store.usage import HistoryRow, UsageBook, UsageRecord, UsageReport
 from semcache.store.vectors import Partition
 
@@ -155,6 +155,15 @@ class Store:
         With the speed of prefill only the leading part that loads faster than it is computed, which may be nothing.
         """
         return [stored for stored in self._tiers.load(keys, ms_per_token=ms_per_token) if isinstance(stored, KVSpan)]
+
+    def load_prompt(
+        self, blocks: Sequence[BlockKey], tail: BlockKey, *, ms_per_token: float | None = None
+    ) -> PromptLoad:
+        """What is stored of one prompt, its full-prompt record first; the blocks are read as they are asked for.
+
+        With the speed of prefill only the leading part that loads faster than it is computed, as for `load_prefix`.
+        """
+        return self._tiers.load_prompt(blocks, tail, ms_per_token=ms_per_token)
 
     def load_continuation(self, wanted: Continuation, *, ms_per_token: float | None = None) -> KVSpan | None:
         """KV of the most leading tokens that one stored block or full-prompt record shares with `wanted`, if any.

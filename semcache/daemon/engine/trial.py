@@ -20,6 +20,8 @@ from semcache.daemon.engine.attention import running
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.kv import SlotPool, StepCache
 from semcache.daemon.engine.prefill import prefill_chunk, step_inputs
+from semcache.daemon.engine.sampler import SampleKey, sample
+from semcache.daemon.request import Sampling
 
 WIDTHS = (4, 2)  # chunks in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
 _TELLING_LAYERS = 3  # layers of one structure call the same kernels; a model of several kinds is tried as a whole
@@ -36,6 +38,8 @@ class Trial:
 @torch.inference_mode()
 def try_out(model: PreTrainedModel, pool: SlotPool, chunk_tokens: int) -> Trial:
     """Compute prompts that nobody asked for in a free slot of the pool."""
+    # An operation's first use takes milliseconds, which the first sampled answer would wait for.
+    sample(torch.zeros(1, pool.info.vocab_size), [SampleKey(Sampling(temperature=1.0), 0, 0)])
     slot = pool.acquire()
     try:
         return Trial(_digest(model, pool, slot, chunk_tokens), _proven_widths(model, pool, slot, chunk_tokens))
