@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from semcache.config import Exactness
 from semcache.daemon.asked import model_key
@@ -20,6 +22,7 @@ from semcache.daemon.cache.lookup import PromptKeys
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
+from semcache.daemon.handover import Handovers
 from semcache.daemon.headroom import Headroom
 from semcache.daemon.live import Ask, Live
 from semcache.daemon.loop import EngineLoop
@@ -42,13 +45,14 @@ from semcache.store.files import Files
 from semcache.store.store import Store, StoreLimits
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL
-from tests.daemon.engine.conftest import load, save_model
+from tests.daemon.engine.conftest import load, request_for, save_model
 from tests.daemon.idling import TIMEOUT_S, drained, soon
 from tests.daemon.serving import service_of
 
 USER = "os:1/ann"
 TEXT = "how much rain falls on the hills behind the harbour town in a year?"
 CHUNK_TOKENS = 16
+ONLY_KV = CacheOptions(mode=CacheMode.PREFIX)
 
 
 class RiskyFiles(Files):
@@ -123,13 +127,12 @@ class World:
             while not holds():
                 await drained(self.pool)
 
-    async def start(self, text: str = TEXT, max_tokens: int = 6) -> Live:
-        options = CacheOptions(mode=CacheMode.PREFIX)
+    async def start(self, text: str = TEXT, max_tokens: int = 6, options: CacheOptions = ONLY_KV) -> Live:
         sampling = Sampling(max_tokens=max_tokens)
         return await self.service.start(Ask(USER, (Message("user", text),), sampling, options))
 
-    async def ask(self, text: str = TEXT, max_tokens: int = 6) -> Request:
-        live = await self.start(text, max_tokens)
+    async def ask(self, text: str = TEXT, max_tokens: int = 6, options: CacheOptions = ONLY_KV) -> Request:
+        live = await self.start(text, max_tokens, options)
         await soon(asyncio.shield(live.task))
         return live.request
 
@@ -255,6 +258,30 @@ async def test_who_ends_while_its_kv_is_read_leaves_nothing_behind(world: World,
     assert facts(again) == facts(cold)
     assert again.num_cached_tokens == again.num_prompt_tokens
     assert world.engine.num_failures == 0
+
+
+async def test_a_draft_waits_for_its_kv_too(world: World) -> None:
+    await world.ready()
+    drafted = CacheOptions(mode=CacheMode.LOSSLESS, refresh=True)
+    cold = await world.ask(options=drafted)
+    world.files.gate.clear()
+    live = await world.start(options=drafted)
+    await soon(until_token(live))
+    assert live.request.donor is not None
+    world.engine.offer(live.request, [live.request.donor])
+    other = await world.ask("quite another question")  # the offer was taken before this one was begun
+    assert (other.state, live.request.num_passes) == (RequestState.FINISHED, 0)
+    world.files.gate.set()
+    await soon(asyncio.shield(live.task))
+    assert facts(live.request) == facts(cold)
+    assert live.request.num_draft_accepted > 1
+    assert world.engine.num_failures == 0
+
+
+def test_kv_that_is_still_arriving_is_not_handed_over() -> None:
+    request = request_for([1] * 40, num_restored=40, prompt_logits=torch.zeros(9), is_arriving=True, slot=0)
+    no_engine: Any = None
+    assert Handovers().take(request, no_engine) is None
 
 
 async def test_a_file_that_is_gone_before_the_answer_begins_is_no_promise(world: World) -> None:

@@ -91,7 +91,6 @@ class Engine:
         self._pool.check(span)
         request.restored.append(span)
         if request.slot is not None:
-            self._restore(request)
             self._copy(request, [span], start)
         return start + span.num_tokens == request.num_prompt_tokens
 
