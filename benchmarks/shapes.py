@@ -99,8 +99,8 @@ def _described(name: str, model: PreTrainedModel, seed: int) -> LoadedModel:
         weights_bytes=weights_bytes, eos_token_ids=(), pad_token_id=0,
         products=choose_products(device, dtype_name, weights_bytes),
     )  # fmt: skip
-    info = prepare(model, info, stock)
-    return LoadedModel(model, _numbered(shape.vocab_size), info)
+    forward, info = prepare(model, info, stock)
+    return LoadedModel(forward, _numbered(shape.vocab_size), info)
 
 
 def _numbered(vocab_size: int) -> Tokenizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -31,6 +30,7 @@ USER = "os:0"
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=0.8, seed=7)  # a stored greedy answer is no answer to this
 _TIMEOUT_S = 3600.0
+_SPOILED = 1e4
 _POOL_THREADS = 4
 
 
@@ -140,12 +140,13 @@ class Ours:
     def spoil_slots(self, num_tokens: int) -> None:
         """Make free slots useless, so that KV which an earlier request left there cannot pass for restored KV.
 
-        A free slot is the last one given back, which often held the very prompt that is asked next.
+        A free slot is the last one given back, which often held the very prompt that is asked next. Attention that
+        sees one such key sees hardly anything else.
         """
         pool = self.engine._pool
         for tensors in (pool.keys, pool.values):
             for tensor in tensors:
-                tensor[pool._free[-2:], :, :num_tokens] = math.nan
+                tensor[pool._free[-2:], :, :num_tokens] = _SPOILED
 
     def gaps_ms(self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int], max_tokens: int) -> list[float]:
         """The time between tokens of running streams while a long prompt is prefilled beside them.

@@ -200,6 +200,18 @@ def test_numbers_that_are_none_end_one_request_and_no_other(make_loop: Callable[
     assert loop.num_failures == 0
 
 
+def test_numbers_that_are_none_do_not_stay_in_a_slot(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=2)
+    nan = torch.full((2, 2, 32, 16), float("nan"))
+    ill = Asked("x" * 33, restored=[KVSpan(nan, nan)], num_restored=32).submit(loop)
+    assert ill.end().state is RequestState.FAILED
+    # The short one gets its slot, and is read as far as the long one beside it.
+    BrokenEngine.gate.clear()
+    short, long = Asked("z", max_tokens=8).submit(loop), Asked("y" * 30, max_tokens=8).submit(loop)
+    BrokenEngine.gate.set()
+    assert [asked.end().state for asked in (short, long)] == [RequestState.FINISHED] * 2
+
+
 def test_kv_of_another_model_is_refused_alone(make_loop: Callable[..., EngineLoop]) -> None:
     loop = make_loop()
     other = torch.zeros(3, 2, 16, 16)

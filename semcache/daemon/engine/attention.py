@@ -19,10 +19,10 @@ from transformers import AttentionInterface
 from semcache.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from semcache.daemon.engine.kv import DecodeStep, PrefillStep
+    from semcache.daemon.engine.kv import DecodeStep, PrefillStep, Run
 
 ATTENTION_NAME = "semcache_slots"
-ATTENTION_VERSION = 1  # part of the numerics key: raise it whenever the arithmetic below changes
+ATTENTION_VERSION = 2  # part of the numerics key: raise it whenever the arithmetic below changes
 
 # Arguments that modules pass along and that change nothing here.
 _IGNORED_ARGUMENTS = frozenset(
@@ -57,6 +57,13 @@ def attend(
     """Attention of one layer for the rows of one step; [batch, tokens, num_heads, value_dim]."""
     step = _current_step.get()
     _refuse_unknown(module, attention_mask, dropout, step.context_tokens, arguments)
+    return attend_slots(step, query, key, value, scaling), None
+
+
+def attend_slots(
+    step: PrefillStep | DecodeStep, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> Tensor:
+    """The arithmetic of `attend`, with the same shapes."""
     if step.rows is None:
         parts = [
             _prefill(
@@ -65,12 +72,9 @@ def attend(
             )
             for chunk in step.chunks
         ]  # fmt: skip
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2), None
-    outputs = [
-        _decode_row(query[i], key[slot, :, :num_tokens], value[slot, :, :num_tokens], scaling)
-        for i, (slot, num_tokens) in enumerate(step.rows)
-    ]
-    return torch.stack(outputs), None
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
+    outputs = [_decode(query[run.start : run.stop], key, value, scaling, run) for run in step.runs]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Any) -> Tensor:
@@ -80,13 +84,19 @@ def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, m
     )
 
 
-def _decode_row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """One new token over its own keys: the query heads that share a KV head become rows of one product."""
-    num_heads, _, key_dim = query.shape
-    packed = query.reshape(1, key.shape[0], num_heads // key.shape[0], key_dim)  # [1, kv_heads, group, key_dim]
-    # Five times faster in bf16 than enable_gqa for a single query (0.10 against 0.54 ms at 1,024 keys, 2 cores).
-    output = F.scaled_dot_product_attention(packed, key[None], value[None], scale=scaling)
-    return output.reshape(1, num_heads, value.shape[-1])
+def _decode(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, run: Run) -> Tensor:
+    """One new token a row over its own keys: the query heads that share a KV head become rows of one product.
+
+    That is five times faster in bf16 than enable_gqa for a single query (0.10 against 0.54 ms at 1,024 keys, 2 cores).
+    Rows in one call take half the time of a call each (0.15 against 0.3 ms for 8 rows at 160 keys).
+    """
+    num_rows, num_heads, _, key_dim = query.shape
+    slots, num_kv_heads = slice(run.slot, run.slot + num_rows), key.shape[1]
+    grouped = query.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, key_dim)
+    output = F.scaled_dot_product_attention(
+        grouped, key[slots, :, : run.num_tokens], value[slots, :, : run.num_tokens], attn_mask=run.mask, scale=scaling
+    )
+    return output.reshape(num_rows, 1, num_heads, value.shape[-1])
 
 
 def _refuse_unknown(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from semcache.daemon.engine.attention import running
+from semcache.daemon.engine.forward import Forward, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
 
 
@@ -22,15 +21,13 @@ class DecodeRow:
     token: int
 
 
-def decode_rows(model: PreTrainedModel, pool: SlotPool, rows: Sequence[DecodeRow]) -> Tensor:
+def decode_rows(forward: Forward, pool: SlotPool, rows: Sequence[DecodeRow]) -> Tensor:
     """Write the KV of each row's token; returns the logits behind it, [rows, vocab]."""
-    step = pool.decode_step([(row.slot, row.position) for row in rows])
-    with running(step):
-        output = model(
-            input_ids=torch.tensor([[row.token] for row in rows], device=step.positions.device),
-            position_ids=step.positions[:, None],
-            past_key_values=StepCache(pool, step),
-            use_cache=True,
-        )
-    logits: Tensor = output.logits  # [rows, 1, vocab]
-    return logits[:, -1]
+    order = sorted(range(len(rows)), key=lambda i: rows[i].slot)
+    by_slot = [rows[i] for i in order]
+    cache = StepCache(pool, pool.decode_step([(row.slot, row.position) for row in by_slot]))
+    logits = forward(token_ids([[row.token] for row in by_slot], cache), cache, 1)  # [rows, 1, vocab]
+    assert logits is not None
+    if by_slot == list(rows):
+        return logits[:, -1]
+    return logits[torch.tensor(order, device=logits.device).argsort(), -1]

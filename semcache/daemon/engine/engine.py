@@ -21,7 +21,7 @@ from semcache.daemon.engine.prefill import chunk_logits, last_cut, next_stop, pr
 from semcache.daemon.engine.sampler import NAN_LOGITS, SampleKey, sample
 from semcache.daemon.engine.trial import try_out
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
-from semcache.daemon.request import Request
+from semcache.daemon.request import Request, RequestState
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan, leading
 
@@ -42,14 +42,15 @@ class Engine:
         self.tie_margin = tie_margin or TIE_MARGINS[loaded.info.dtype]
         # KV may be reused up to a multiple of this.
         self.cut_tokens = prefill_chunk_tokens if exactness == "bitwise" else 1
-        self._model = loaded.model
+        self._forward = loaded.forward
         self._pool = SlotPool(loaded.info, num_slots)
         self._pool.touch(_TOUCHED_BYTES)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
-        trial = try_out(loaded.model, self._pool, prefill_chunk_tokens)
+        trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
         self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
+        code = f"{loaded.info.products};{loaded.info.forward}"
         self.numerics = numerics(
-            loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, loaded.info.products, trial.digest, exactness
+            loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, code, trial.digest, exactness
         )
 
     @property
@@ -120,7 +121,7 @@ class Engine:
                 stop = start + self.prefill_chunk_tokens * next((w for w in self.widths if w <= num_chunks), 1)
             with torch.inference_mode():
                 logits = prefill_chunk(
-                    self._model,
+                    self._forward,
                     self._pool,
                     self._slot(request),
                     request.prompt_tokens[start:stop],
@@ -156,7 +157,7 @@ class Engine:
             if request.num_computed >= self.info.context_tokens:
                 raise EngineError(f"request {request.id} has filled the context of {self.info.context_tokens} tokens")
         with torch.inference_mode():
-            logits = decode_rows(self._model, self._pool, rows)  # [rows, vocab]
+            logits = decode_rows(self._forward, self._pool, rows)  # [rows, vocab]
             for request in requests:
                 request.num_computed += 1
                 request.num_passes += 1
@@ -179,7 +180,7 @@ class Engine:
         inputs = [_newest(request), *drafted][:num_rows]
         self._restore(request)
         with torch.inference_mode():
-            logits = chunk_logits(self._model, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
+            logits = chunk_logits(self._forward, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
             keys = [_sample_key(request, start + 1 + row) for row in range(num_rows)]
             verified = judge(logits, drafted, keys, self.tie_margin)
             if proposal.source == "donor":
@@ -222,12 +223,15 @@ class Engine:
         """Give the request's slot back; harmless when it has none."""
         if request.slot is not None:
             self._to_restore.pop(request.slot, None)
+            if request.state is not RequestState.FINISHED:
+                # It may have failed because of numbers that are none, and a draft may have written behind the newest.
+                self._pool.clear(request.slot, request.num_computed + self.prefill_chunk_tokens)
             self._pool.release(request.slot)
             request.slot = None
 
     def close(self) -> None:
         """Free the weights and the slots; the engine cannot be used afterwards."""
-        del self._model, self._pool
+        del self._forward, self._pool
         if torch.device(self.info.device).type == "cuda":
             torch.cuda.empty_cache()
 

@@ -47,12 +47,13 @@ def model_fingerprint(folder: Path, dtype: str) -> str:
 
 
 def numerics(
-    device: str, dtype: str, prefill_chunk_tokens: int, products: str, trial: str, exactness: Exactness = "bitwise"
+    device: str, dtype: str, prefill_chunk_tokens: int, code: str, trial: str, exactness: Exactness = "bitwise"
 ) -> str:
     """Everything besides the model that decides the last bits of KV and logits on this machine.
 
-    `trial` is the digest of what a first computation gave: it stands for what no list is complete of, such as settings
-    of the libraries underneath. The rest says in words why two of them differ, and covers what a trial cannot reach.
+    `code` names what multiplies and what runs the layers. `trial` is the digest of what a first computation gave: it
+    stands for what no list is complete of, such as settings of the libraries underneath. The rest says in words why two
+    of them differ, and covers what a trial cannot reach.
     In `rounding` these do not count: KV of any machine is met that has the same dtype, and none of `bitwise`.
     """
     if exactness == "rounding":
@@ -70,7 +71,7 @@ def numerics(
             f"transformers{transformers.__version__}",
             f"chunk{prefill_chunk_tokens}",
             f"{ATTENTION_NAME}{ATTENTION_VERSION}",
-            products,
+            code,
             dtype,
             f"trial{trial}",
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Slots start on the same boundary in memory whatever the context, so that a row's kernels never depend on its slot.
 _CAPACITY_MULTIPLE = 64
+# A call of its own costs a row about as much as reading so many tokens (135M shape, two cores: 25 us).
+_MAX_PADDING_TOKENS = 128
 
 
 class Chunk(NamedTuple):
@@ -40,7 +43,18 @@ class PrefillStep:
     stop: int
     context_tokens: int
     chunks: tuple[Chunk, ...]
+    position_ids: Tensor  # [1, stop - start]
     rows: None = None
+
+
+class Run(NamedTuple):
+    """Rows of a decode step in neighbouring slots; one attention call reads as much of each as of the longest."""
+
+    start: int  # rows [start, stop) of the step
+    stop: int
+    slot: int  # of the first
+    num_tokens: int  # of the longest
+    mask: Tensor | None  # [stop - start, 1, 1, num_tokens], None where all are as long
 
 
 @dataclass(frozen=True)
@@ -48,9 +62,14 @@ class DecodeStep:
     """One token for each row; a row is its slot and how many tokens it holds once this step is written."""
 
     rows: tuple[tuple[int, int], ...]
+    runs: tuple[Run, ...]
     slots: Tensor  # [rows]
     positions: Tensor  # [rows]
     context_tokens: int
+
+    @property
+    def position_ids(self) -> Tensor:
+        return self.positions[:, None]  # [rows, 1]
 
 
 class SlotPool:
@@ -63,9 +82,9 @@ class SlotPool:
         shape = (num_slots, info.num_kv_heads, slot_capacity(capacity_tokens or info.context_tokens))
         layers = range(info.num_layers)
         try:
-            self.keys = [torch.empty(*shape, info.key_dim, dtype=dtype, device=device) for _ in layers]
-            self.values = [torch.empty(*shape, info.value_dim, dtype=dtype, device=device) for _ in layers]
-        except RuntimeError as error:  # out of memory, on every device
+            self.keys = [_zeros((*shape, info.key_dim), dtype, device) for _ in layers]
+            self.values = [_zeros((*shape, info.value_dim), dtype, device) for _ in layers]
+        except (RuntimeError, MemoryError) as error:  # out of memory, on every device
             size = num_slots * shape[2] * info.kv_bytes_per_token / 2**30
             raise ModelLoadError(
                 f"{num_slots} slots of {info.context_tokens} tokens need {size:.1f} GiB on {info.device}, which are "
@@ -92,9 +111,12 @@ class SlotPool:
     def touch(self, size_bytes: int) -> None:
         """Write to as much of the memory that the next prompt's KV goes to: later that would take long (buffers.py)."""
         if self.keys[0].device.type == "cpu":
-            num_tokens = size_bytes // self.info.kv_bytes_per_token
-            for tensor in (*self.keys, *self.values):
-                tensor[self._free[-1], :, :num_tokens].zero_()
+            self.clear(self._free[-1], size_bytes // self.info.kv_bytes_per_token)
+
+    def clear(self, slot: int, num_tokens: int) -> None:
+        """Forget what the slot's first tokens left, which may be no numbers: 0 times NaN is NaN behind a mask too."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot, :, :num_tokens].zero_()
 
     def check(self, span: KVSpan) -> None:
         """Raise unless the span has this model's shape and dtype; a silent cast would break bit-identity."""
@@ -134,15 +156,29 @@ class SlotPool:
         chunks = [(first, min(first + starts.step, stop)) for first in starts]
         masks = [None if first == 0 else _lower_right_mask(first, last, self.keys[0]) for first, last in chunks]
         parts = tuple(Chunk(*chunk, mask) for chunk, mask in zip(chunks, masks, strict=True))
-        return PrefillStep(slot, start, stop, self.info.context_tokens, parts)
+        positions = torch.arange(start, stop, device=self.keys[0].device)[None]
+        return PrefillStep(slot, start, stop, self.info.context_tokens, parts, positions)
 
     def decode_step(self, rows: Sequence[tuple[int, int]]) -> DecodeStep:
-        """The step for one token in each of `rows`: (slot, position of the new token)."""
+        """The step for one token in each of `rows`: (slot, position of the new token).
+
+        Attention takes neighbouring rows in one call, so rows are best ordered by slot.
+        """
         device = self.keys[0].device
         slots = torch.tensor([slot for slot, _ in rows], device=device)
         positions = torch.tensor([position for _, position in rows], device=device)
         lengths = tuple((slot, position + 1) for slot, position in rows)
-        return DecodeStep(lengths, slots, positions, self.info.context_tokens)
+        runs = tuple(self._run(lengths, start, stop) for start, stop in _runs(lengths))
+        return DecodeStep(lengths, runs, slots, positions, self.info.context_tokens)
+
+    def _run(self, rows: Sequence[tuple[int, int]], start: int, stop: int) -> Run:
+        like, lengths = self.keys[0], [num_tokens for _, num_tokens in rows[start:stop]]
+        longest, mask = max(lengths), None
+        if min(lengths) < longest:
+            hidden = torch.arange(longest)[None] >= torch.tensor(lengths)[:, None]
+            mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+            mask = mask[:, None, None].to(like.device)
+        return Run(start, stop, rows[start][0], longest, mask)
 
 
 class StepCache:
@@ -151,12 +187,12 @@ class StepCache:
     is_compileable = False
 
     def __init__(self, pool: SlotPool, step: PrefillStep | DecodeStep) -> None:
-        self._pool = pool
-        self._step = step
+        self.pool = pool
+        self.step = step
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write this step's keys and values [batch, kv_heads, tokens, dim]; returns what attention reads."""
-        pool_keys, pool_values, step = self._pool.keys[layer_idx], self._pool.values[layer_idx], self._step
+        pool_keys, pool_values, step = self.pool.keys[layer_idx], self.pool.values[layer_idx], self.step
         if isinstance(step, PrefillStep):
             row_keys, row_values = pool_keys[step.slot], pool_values[step.slot]
             row_keys[:, step.start : step.stop] = keys[0]
@@ -168,7 +204,27 @@ class StepCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this step; only asked by modules that do not use the position ids they were given."""
-        return self._step.start if isinstance(self._step, PrefillStep) else max(n for _, n in self._step.rows) - 1
+        return self.step.start if isinstance(self.step, PrefillStep) else max(n for _, n in self.step.rows) - 1
+
+
+def _runs(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where each run of rows begins and ends: slots one behind the other, of lengths alike enough."""
+    runs: list[tuple[int, int]] = []
+    start, longest, total = 0, 0, 0
+    for row, (slot, num_tokens) in enumerate(rows):
+        longest, total, num_rows = max(longest, num_tokens), total + num_tokens, row - start + 1
+        is_next = row > start and slot == rows[row - 1][0] + 1
+        if row > start and not (is_next and longest * num_rows - total <= _MAX_PADDING_TOKENS * num_rows):
+            runs.append((start, row))
+            start, longest, total = row, num_tokens, num_tokens
+    return [*runs, (start, len(rows))]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take no memory before they are written, where the system can do that."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((*shape, dtype.itemsize), np.uint8)).view(dtype).squeeze(-1)
 
 
 def slot_capacity(context_tokens: int) -> int:

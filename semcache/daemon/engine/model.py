@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from semcache.daemon.engine.attention import ATTENTION_NAME, register_attention
 from semcache.daemon.engine.fingerprint import model_fingerprint
+from semcache.daemon.engine.forward import Forward, ModuleForward
 from semcache.daemon.engine.kv import SlotPool
+from semcache.daemon.engine.llama import WRITTEN_OUT, LlamaForward, is_llama_like
 from semcache.daemon.engine.memory import free_bytes
-from semcache.daemon.engine.packed import PLAIN, choose_products, held_bytes, pack
+from semcache.daemon.engine.packed import MISFITS, PLAIN, choose_products, held_bytes, pack
 from semcache.daemon.engine.servable import Probe, probe, self_check, served_context
 from semcache.daemon.engine.source import Progress, find_model_folder, one_line, read_config, weight_files
 from semcache.daemon.engine.tokenizer import Tokenizer, load_tokenizer
 from semcache.errors import ModelLoadError
+
+log = logging.getLogger("semcache.engine")
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -48,15 +53,21 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     products: str = PLAIN  # how weights are multiplied, see `choose_products`
+    forward: str = "modules"  # whose code computes it: the model's modules, or ours
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that has passed every check, with its tokenizer."""
 
-    model: PreTrainedModel
+    forward: Forward
     tokenizer: Tokenizer
     info: ModelInfo
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The modules that hold its weights."""
+        return self.forward.model
 
 
 def load_model(
@@ -81,20 +92,30 @@ def load_model(
         info = _describe(
             name, folder, model, tokenizer, stock, context_tokens=context_tokens, device=device, dtype=dtype
         )
-        info = prepare(model, info, stock)
+        forward, info = prepare(model, info, stock)
     except ModelLoadError as error:
         raise ModelLoadError(f"model {name} cannot be served: {error.message}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ModelLoadError(f"model {name} cannot be served: a trial run failed with {reason}") from error
-    return LoadedModel(model, tokenizer, info)
+    return LoadedModel(forward, tokenizer, info)
 
 
-def prepare(model: PreTrainedModel, info: ModelInfo, stock: Probe) -> ModelInfo:
+def prepare(model: PreTrainedModel, info: ModelInfo, stock: Probe) -> tuple[Forward, ModelInfo]:
     """Make the model fast and prove it against what it computed before; raises ModelLoadError where it differs."""
     pool = SlotPool(info, num_slots=2, capacity_tokens=len(stock.tokens))
-    pack(model, info.products, lambda: self_check(model, pool, stock))
-    return replace(info, weights_bytes=held_bytes(model))
+    forward: Forward = ModuleForward(model)
+    pack(model, info.products, lambda: self_check(forward, pool, stock))
+    info = replace(info, weights_bytes=held_bytes(model))
+    if is_llama_like(model):
+        written_out = LlamaForward(model)
+        try:
+            self_check(written_out, pool, stock)
+        except MISFITS as error:
+            log.warning("the model's own modules serve it, which are slower: %s", error)
+        else:
+            return written_out, replace(info, forward=WRITTEN_OUT)
+    return forward, info
 
 
 def _resolve_device(device: str) -> str:

@@ -32,7 +32,7 @@ _PLAIN_ROWS = 3
 _MAX_SHARE_FOR_BOTH = 1 / 16  # of the machine's memory, for the second copy
 _LAYOUT_ROWS = 128  # oneDNN chooses the layout for a number of rows; this one is also the faster one for 8 rows
 # What a model may raise that asks a product for what only nn.Linear has.
-_MISFITS = (ModelLoadError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+MISFITS = (ModelLoadError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class PackedLinear(nn.Module):
@@ -54,6 +54,13 @@ class PackedLinear(nn.Module):
             return F.linear(states, self._plain, self._bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
         return product
+
+    def added(self, states: Tensor, residual: Tensor) -> Tensor:
+        """The product with the residual added to it, in one pass over the output where weights are packed."""
+        if self._plain is not None:
+            return residual + self.forward(states)
+        joined: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, residual, self._packed, self._bias, "add")
+        return joined
 
     def extra_repr(self) -> str:
         return f"{self.sizes}, {self._packed.dtype}, bias={self._bias is not None}"
@@ -100,6 +107,10 @@ class LinearShare(nn.Module):
     def product(self) -> PackedLinear:
         return self._shared.product
 
+    @property
+    def index(self) -> int:
+        return self._index
+
     def forward(self, states: Tensor) -> Tensor:
         return self._shared.output(self._index, states)
 
@@ -143,13 +154,22 @@ def pack(model: PreTrainedModel, products: str, check: Callable[[], None]) -> No
         seconds = time.perf_counter() - started
         try:
             check()
-        except _MISFITS as error:
+        except MISFITS as error:
             log.debug("%d packed products do not fit this model: %s", len(chosen), error)
             _restore(model)
         else:
             log.info("packed %d weights into %d products in %.2f s", len(single), len(chosen), seconds)
             return
     check()
+
+
+def shared_product(modules: Sequence[nn.Module]) -> PackedLinear | None:
+    """The product whose parts are exactly these modules, in this order; None where there is none."""
+    shares = [module for module in modules if isinstance(module, LinearShare)]
+    product = shares[0].product if shares else None
+    is_whole = product is not None and len(shares) == len(modules) == len(product.sizes)
+    is_in_order = all(share.product is product and share.index == i for i, share in enumerate(shares))
+    return product if is_whole and is_in_order else None
 
 
 def held_bytes(model: PreTrainedModel) -> int:

@@ -8,14 +8,11 @@ forward only where that was proven to change none of them (trial.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from semcache.daemon.engine.attention import running
-from semcache.daemon.engine.kv import PrefillStep, SlotPool, StepCache
+from semcache.daemon.engine.forward import Forward, token_ids
+from semcache.daemon.engine.kv import SlotPool, StepCache
 
 
 def next_stop(start: int, num_prompt_tokens: int, chunk_tokens: int, cut_tokens: int) -> int:
@@ -29,39 +26,23 @@ def last_cut(num_prompt_tokens: int, cut_tokens: int) -> int:
 
 
 def prefill_chunk(
-    model: PreTrainedModel, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, is_last: bool,
+    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, is_last: bool,
     chunk_tokens: int | None = None,
 ) -> Tensor | None:  # fmt: skip
     """Write the KV of `tokens` at `start`; the logits [vocab] of the last one when the prompt ends here.
 
     With `chunk_tokens` they are several chunks, in one wide pass.
     """
-    step = pool.prefill_step(slot, start, start + len(tokens), chunk_tokens)
-    with running(step):
-        if is_last:
-            logits: Tensor = model(**step_inputs(pool, step, tokens), logits_to_keep=1).logits  # [1, 1, vocab]
-            return logits[0, 0]
-        # Without the vocabulary product, whose result nobody would read.
-        model.base_model(**step_inputs(pool, step, tokens))
-    return None
+    cache = StepCache(pool, pool.prefill_step(slot, start, start + len(tokens), chunk_tokens))
+    logits = forward(token_ids([list(tokens)], cache), cache, int(is_last))  # [1, 1, vocab]
+    return None if logits is None else logits[0, 0]
 
 
 def chunk_logits(
-    model: PreTrainedModel, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, num_logits: int
+    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, num_logits: int
 ) -> Tensor:
     """Write the KV of `tokens` at `start`; the logits behind the last ones, [num_logits, vocab]."""
-    step = pool.prefill_step(slot, start, start + len(tokens))
-    with running(step):
-        logits: Tensor = model(**step_inputs(pool, step, tokens), logits_to_keep=num_logits).logits  # [1, kept, vocab]
+    cache = StepCache(pool, pool.prefill_step(slot, start, start + len(tokens)))
+    logits = forward(token_ids([list(tokens)], cache), cache, num_logits)  # [1, num_logits, vocab]
+    assert logits is not None
     return logits[0]
-
-
-def step_inputs(pool: SlotPool, step: PrefillStep, tokens: Sequence[int]) -> dict[str, Any]:
-    """What the model is called with for a step; also for its inner part without the vocabulary product."""
-    device = pool.keys[0].device
-    return {
-        "input_ids": torch.tensor([list(tokens)], device=device),
-        "position_ids": torch.arange(step.start, step.stop, device=device)[None],
-        "past_key_values": StepCache(pool, step),
-        "use_cache": True,
-    }

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from semcache.daemon.engine.attention import ATTENTION_NAME
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
+from semcache.daemon.engine.forward import Forward
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.prefill import prefill_chunk
 from semcache.errors import ModelLoadError
@@ -131,20 +132,24 @@ def stock_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def self_check(model: PreTrainedModel, pool: SlotPool, stock: Probe) -> None:
+def self_check(forward: Forward, pool: SlotPool, stock: Probe) -> None:
     """Compare chunked prefill and batched decode in slots with the stock forward; raise on any real difference."""
-    if model.config._attn_implementation != ATTENTION_NAME:
+    if forward.model.config._attn_implementation != ATTENTION_NAME:
         raise ModelLoadError("its attention cannot be replaced, so KV cannot be served from slots")
     tokens, chunk, last = stock.tokens, _PROBE_CHUNK_TOKENS, len(stock.tokens) - 1
     for start in range(0, last, chunk):
         stop = min(start + chunk, last)
-        logits = prefill_chunk(model, pool, 0, tokens[start:stop], start, is_last=True)
+        logits = prefill_chunk(forward, pool, 0, tokens[start:stop], start, is_last=True)
         assert logits is not None
         _compare(logits, stock.logits[stop - 1], stock.tolerance, f"prefill up to token {stop}")
     first = min(chunk, last)
-    pool.restore(1, [pool.snapshot(0, 0, first)])
-    rows = [DecodeRow(0, last, tokens[last]), DecodeRow(1, first, tokens[first])]
-    for row, logits in zip(rows, decode_rows(model, pool, rows), strict=True):
+    # Two rows, of which neither could stand for the other.
+    prefix = pool.snapshot(0, 0, first)
+    pool.restore(1, [pool.snapshot(0, 0, last)])
+    pool.clear(0, last)
+    pool.restore(0, [prefix])
+    rows = [DecodeRow(0, first, tokens[first]), DecodeRow(1, last, tokens[last])]
+    for row, logits in zip(rows, decode_rows(forward, pool, rows), strict=True):
         _compare(logits, stock.logits[row.position], stock.tolerance, f"decode at token {row.position}")
 
 

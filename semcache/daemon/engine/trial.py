@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from semcache.daemon.engine.attention import running
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
+from semcache.daemon.engine.forward import Forward, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
-from semcache.daemon.engine.prefill import prefill_chunk, step_inputs
+from semcache.daemon.engine.prefill import prefill_chunk
 from semcache.daemon.engine.sampler import SampleKey, sample
 from semcache.daemon.request import Sampling
 
@@ -36,24 +35,24 @@ class Trial:
 
 
 @torch.inference_mode()
-def try_out(model: PreTrainedModel, pool: SlotPool, chunk_tokens: int) -> Trial:
+def try_out(forward: Forward, pool: SlotPool, chunk_tokens: int) -> Trial:
     """Compute prompts that nobody asked for in a free slot of the pool."""
     # An operation's first use takes milliseconds, which the first sampled answer would wait for.
     sample(torch.zeros(1, pool.info.vocab_size), [SampleKey(Sampling(temperature=1.0), 0, 0)])
     slot = pool.acquire()
     try:
-        return Trial(_digest(model, pool, slot, chunk_tokens), _proven_widths(model, pool, slot, chunk_tokens))
+        return Trial(_digest(forward, pool, slot, chunk_tokens), _proven_widths(forward, pool, slot, chunk_tokens))
     finally:
         pool.release(slot)
 
 
-def _digest(model: PreTrainedModel, pool: SlotPool, slot: int, chunk_tokens: int) -> str:
+def _digest(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> str:
     """SHA-256 of the KV and logits of one chunk and one decode step."""
     num_tokens = min(chunk_tokens, pool.info.context_tokens - 1)
     tokens = _tokens(pool, num_tokens + 1)
-    prefilled = prefill_chunk(model, pool, slot, tokens[:-1], 0, is_last=True)
+    prefilled = prefill_chunk(forward, pool, slot, tokens[:-1], 0, is_last=True)
     assert prefilled is not None
-    decoded = decode_rows(model, pool, [DecodeRow(slot, num_tokens, tokens[-1])])
+    decoded = decode_rows(forward, pool, [DecodeRow(slot, num_tokens, tokens[-1])])
     kv = pool.snapshot(slot, 0, num_tokens + 1)
     digest = hashlib.sha256()
     for tensor in (kv.keys, kv.values, prefilled, decoded):
@@ -61,8 +60,8 @@ def _digest(model: PreTrainedModel, pool: SlotPool, slot: int, chunk_tokens: int
     return digest.hexdigest()[:16]
 
 
-def _proven_widths(model: PreTrainedModel, pool: SlotPool, slot: int, chunk_tokens: int) -> tuple[int, ...]:
-    depth = _telling_depth(model, pool.info.num_layers)
+def _proven_widths(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> tuple[int, ...]:
+    depth = _telling_depth(forward, pool.info.num_layers)
 
     def computed(width: int, num_tokens: int) -> tuple[Tensor, ...]:
         """KV of the layers that tell, and the last logits where that is all of them."""
@@ -70,9 +69,9 @@ def _proven_widths(model: PreTrainedModel, pool: SlotPool, slot: int, chunk_toke
         for start in range(0, num_tokens, step_tokens):
             some = tokens[start : start + step_tokens]
             if depth < pool.info.num_layers:
-                _begin_pass(model, pool, slot, some, start, chunk_tokens, depth)
+                _begin_pass(forward, pool, slot, some, start, chunk_tokens, depth)
             else:
-                logits = prefill_chunk(model, pool, slot, some, start, is_last=True, chunk_tokens=chunk_tokens)
+                logits = prefill_chunk(forward, pool, slot, some, start, is_last=True, chunk_tokens=chunk_tokens)
         kv = pool.snapshot(slot, 0, num_tokens)
         return kv.keys[:depth], kv.values[:depth], *([] if logits is None else [logits])
 
@@ -85,22 +84,22 @@ def _proven_widths(model: PreTrainedModel, pool: SlotPool, slot: int, chunk_toke
 
 
 def _begin_pass(
-    model: PreTrainedModel, pool: SlotPool, slot: int, tokens: list[int], start: int, chunk_tokens: int, depth: int
+    forward: Forward, pool: SlotPool, slot: int, tokens: list[int], start: int, chunk_tokens: int, depth: int
 ) -> None:
     """A prefill pass as far as the KV of the first `depth` layers."""
     step = pool.prefill_step(slot, start, start + len(tokens), chunk_tokens)
-    inputs = step_inputs(pool, step, tokens) | {"past_key_values": _ShallowCache(pool, step, depth)}
-    with running(step), suppress(_EnoughError):
-        model.base_model(**inputs)
+    cache = _ShallowCache(pool, step, depth)
+    with suppress(_EnoughError):
+        forward(token_ids([tokens], cache), cache, 0)
 
 
 def _tokens(pool: SlotPool, num_tokens: int) -> list[int]:
     return [position * 7 % pool.info.vocab_size for position in range(num_tokens)]
 
 
-def _telling_depth(model: PreTrainedModel, num_layers: int) -> int:
+def _telling_depth(forward: Forward, num_layers: int) -> int:
     """How many layers' KV shows what all layers do: each shows the layers before it."""
-    layers = getattr(model.base_model, "layers", None)
+    layers = getattr(forward.model.base_model, "layers", None)
     # A module's text names its parts and their sizes.
     is_uniform = layers is not None and len({str(layer) for layer in layers}) == 1
     return min(num_layers, _TELLING_LAYERS) if is_uniform else num_layers

@@ -50,6 +50,22 @@ def test_decode_rows_see_their_own_lengths() -> None:
         assert torch.allclose(output[row], expected, atol=1e-5)
 
 
+def test_rows_of_one_run_do_not_see_what_lies_behind_their_tokens() -> None:
+    pool, lengths = SlotPool(INFO, 4), (7, 33, 1, 20)
+    spans = [random_span(num_tokens) for num_tokens in lengths]
+    for slot, span in enumerate(spans):
+        pool.keys[1][slot], pool.values[1][slot] = 1e4, 1e4  # what an earlier request left
+        pool.restore(slot, [span])
+    step = pool.decode_step([(slot, num_tokens - 1) for slot, num_tokens in enumerate(lengths)])
+    assert len(step.runs) == 1
+    query = torch.randn(4, 6, 1, 8)
+    with running(step):
+        output, _ = attend(nn.Module(), query, pool.keys[1], pool.values[1], None, scaling=SCALING)
+    for row, span in enumerate(spans):
+        expected = plain(query[row], span.keys[1], span.values[1], span.num_tokens - 1)
+        assert torch.allclose(output[row], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

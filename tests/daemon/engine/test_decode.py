@@ -18,13 +18,13 @@ from tests.daemon.engine.conftest import FAMILIES
 def test_rows_of_different_lengths_give_the_stock_models_logits(
     loaded: Callable[..., LoadedModel], family: str
 ) -> None:
-    model, info = loaded(family).model, loaded(family).info
+    model, forward, info = loaded(family).model, loaded(family).forward, loaded(family).info
     pool, prompts = SlotPool(info, 4), {3: [5, 6, 7], 0: list(range(40)), 1: [9]}
     with torch.inference_mode():
         for slot, tokens in prompts.items():
-            prefill_chunk(model, pool, slot, tokens, 0, is_last=False)
+            prefill_chunk(forward, pool, slot, tokens, 0, is_last=False)
         rows = [DecodeRow(slot, len(tokens), 100 + slot) for slot, tokens in prompts.items()]
-        logits = decode_rows(model, pool, rows)
+        logits = decode_rows(forward, pool, rows)
         model.set_attn_implementation("sdpa")
         for row, tokens in enumerate(prompts.values()):
             stock = model(torch.tensor([[*tokens, rows[row].token]])).logits[0, -1]

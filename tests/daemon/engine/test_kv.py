@@ -116,6 +116,37 @@ def test_a_decode_step_writes_each_row_at_its_own_position() -> None:
     assert torch.equal(pool.values[0][0, :, 63], values[1, :, 0])
 
 
+@pytest.mark.parametrize(
+    ("rows", "runs"),
+    [
+        ([(0, 5)], [(0, 1)]),
+        ([(0, 5), (1, 60), (2, 7)], [(0, 3)]),
+        ([(0, 5), (2, 6), (3, 7)], [(0, 1), (1, 3)]),  # a slot between them belongs to somebody else
+        ([(1, 5), (0, 6)], [(0, 1), (1, 2)]),
+        ([(0, 900), (1, 9), (2, 8), (3, 7)], [(0, 1), (1, 4)]),  # the long one's keys would be read four times
+        ([(0, 900), (1, 800), (2, 700)], [(0, 3)]),
+    ],
+)
+def test_neighbours_of_like_length_share_a_run(rows: list[tuple[int, int]], runs: list[tuple[int, int]]) -> None:
+    step = SlotPool(INFO, 4, 1024).decode_step(rows)
+    assert [(run.start, run.stop) for run in step.runs] == runs
+    for run in step.runs:
+        lengths = [position + 1 for _, position in rows[run.start : run.stop]]
+        assert run.slot == rows[run.start][0]
+        assert run.num_tokens == max(lengths)
+        if run.mask is None:
+            assert min(lengths) == run.num_tokens
+        else:
+            assert (run.mask == 0).sum(-1).flatten().tolist() == lengths
+
+
+def test_a_new_pool_holds_numbers_only() -> None:
+    for dtype in ("float32", "bfloat16"):
+        pool = SlotPool(replace(INFO, dtype=dtype), 2)
+        assert pool.keys[0].dtype == getattr(torch, dtype)
+        assert not any(tensor.count_nonzero() for tensor in (*pool.keys, *pool.values))
+
+
 def test_slots_are_allocated_on_a_common_boundary() -> None:
     assert [slot_capacity(n) for n in (1, 64, 65)] == [64, 64, 128]
 

@@ -31,11 +31,11 @@ def test_the_last_token_lies_behind_the_last_cut(num_tokens: int, start: int) ->
 
 
 def test_a_chunk_in_the_middle_computes_no_logits(loaded: Callable[..., LoadedModel]) -> None:
-    model, info = loaded().model, loaded().info
+    model, forward, info = loaded().model, loaded().forward, loaded().info
     pool = SlotPool(info, 1)
     with torch.inference_mode():
-        assert prefill_chunk(model, pool, 0, list(range(16)), 0, is_last=False) is None
-        logits = prefill_chunk(model, pool, 0, list(range(16, 20)), 16, is_last=True)
+        assert prefill_chunk(forward, pool, 0, list(range(16)), 0, is_last=False) is None
+        logits = prefill_chunk(forward, pool, 0, list(range(16, 20)), 16, is_last=True)
         model.set_attn_implementation("sdpa")
         stock = model(torch.arange(20)[None]).logits[0, -1]
         model.set_attn_implementation("semcache_slots")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 from semcache.daemon.engine import attention
+from semcache.daemon.engine.kv import Run
 from semcache.daemon.engine.servable import served_context
 from semcache.errors import ModelLoadError
 from tests.daemon.engine.conftest import CONTEXT_TOKENS, load, save_model, tiny_config
@@ -136,23 +136,30 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def upper_left(query: Any, key: Any, value: Any, scaling: Any, mask: Any) -> Any:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
 
-    right = attention._decode_row
+    right = attention._decode
     bugs = {
         "no causality": ("_prefill", no_causality),
         "upper-left mask": ("_prefill", upper_left),
-        "one key too few": ("_decode_row", lambda q, k, v, s: right(q, k[:, :-1], v[:, :-1], s)),
-        "first row's keys for all": ("_decode_row", functools.partial(_first_row, right, {})),
+        "one key too few": ("_decode", lambda q, k, v, s, run: right(q, k, v, s, _shorter(run))),
+        "first row's keys for all": ("_decode", lambda q, k, v, s, run: right(q, _first(k), _first(v), s, run)),
+        "no mask": ("_decode", lambda q, k, v, s, run: right(q, k, v, s, run._replace(mask=None))),
     }
     return lambda bug: monkeypatch.setattr(attention, *bugs[bug])
 
 
-def _first_row(right: Any, seen: dict[str, Any], query: Any, key: Any, value: Any, scaling: Any) -> Any:
-    kept = seen.setdefault("kv", (key, value))
-    return right(query, *kept, scaling)
+def _shorter(run: Run) -> Run:
+    assert run.mask is not None
+    return run._replace(mask=F.pad(run.mask[..., 1:], (0, 1), value=float("-inf")))
+
+
+def _first(pool: torch.Tensor) -> torch.Tensor:
+    return pool[:1].expand_as(pool)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("bug", ["no causality", "upper-left mask", "one key too few", "first row's keys for all"])
+@pytest.mark.parametrize(
+    "bug", ["no causality", "upper-left mask", "one key too few", "first row's keys for all", "no mask"]
+)
 def test_the_self_check_catches_a_broken_attention(
     model_folder: Callable[[str], Path], broken: Callable[[str], None], bug: str, dtype: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.forward import ModuleForward
 from semcache.daemon.engine.model import LoadedModel, load_model
 from semcache.daemon.engine.packed import PLAIN
 from semcache.daemon.engine.trial import WIDTHS, _telling_depth
@@ -65,7 +67,8 @@ def test_the_built_in_model_too(dtype: str) -> None:
 def plain_llama(model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """A model of its own with the modules that transformers gives it."""
     monkeypatch.setattr("semcache.daemon.engine.model.choose_products", lambda *_: PLAIN)
-    return load(model_folder("llama"))
+    plain = load(model_folder("llama"))
+    return replace(plain, forward=ModuleForward(plain.model))
 
 
 class Moody(nn.Linear):
@@ -90,12 +93,12 @@ def test_kernels_that_depend_on_the_number_of_rows_are_found(layer: int, plain_l
 
 
 def test_layers_of_one_kind_are_tried_in_part_and_others_as_a_whole(plain_llama: LoadedModel) -> None:
-    model = plain_llama.model
-    assert _telling_depth(model, 30) == 3
-    assert _telling_depth(model, 2) == 2
-    layer: Any = model.base_model.layers[0]
+    forward = plain_llama.forward
+    assert _telling_depth(forward, 30) == 3
+    assert _telling_depth(forward, 2) == 2
+    layer: Any = forward.model.base_model.layers[0]
     layer.mlp.act_fn = nn.GELU()
-    assert _telling_depth(model, 30) == 30
+    assert _telling_depth(forward, 30) == 30
 
 
 def test_the_digest_is_of_bits(plain_llama: LoadedModel) -> None:
