@@ -74,12 +74,12 @@ class DiskTier:
         self._files.buffers.close()
         self._readers.shutdown()
 
-    def prepare(self, limit_bytes: int) -> None:
+    def prepare(self, limit_bytes: int) -> Future[None]:
         """Have memory ready for what was used last, in the background: it is what a new process is asked for first."""
         sizes_bytes = self._blocks.last_sizes(NUM_READY)
         while sum(sizes_bytes) > limit_bytes:
             sizes_bytes.pop()
-        self._readers.submit(self._files.buffers.prepare, sizes_bytes)
+        return self._readers.submit(self._files.buffers.prepare, sizes_bytes)
 
     def read_ahead(self, rows: Sequence[BlockRow]) -> Generator[Callable[[], Stored], None, None]:
         """For each row a call that gives what `read` gives; several files are read at once. Close it to stop early."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,7 @@ class Store:
         self._clock = clock
         self._files = files
         self._incidents = Incidents()
+        self._preparing: Future[None] | None = None
         order = ORDERS[limits.eviction]
         self._blocks = Blocks(db, limits.ttl_s)
         disk = DiskTier(folder.path / KV_FOLDER, db, self._blocks, files, self._incidents, durable=limits.durable)
@@ -113,7 +115,7 @@ class Store:
         self._incidents.count("swept_files", num_swept)
         self.warnings += stuck
         with self._incidents.reading("sizes of blocks"):
-            disk.prepare(min(READY_BYTES, limits.ram_bytes))
+            self._preparing = disk.prepare(min(READY_BYTES, limits.ram_bytes))
         if (warning := self._pins.warning()) is not None:
             self.warnings.append(warning)
 
@@ -146,6 +148,11 @@ class Store:
         self._tiers.close()
         self._db.close()
         self._folder.release("damaged" if self._db.is_corrupt else "clean")
+
+    def wait_until_prepared(self) -> None:
+        """Wait for what is made ready behind `open`; whoever does not wait may read all the same."""
+        if self._preparing is not None:
+            self._preparing.result()
 
     # KV
 
