@@ -72,6 +72,7 @@ class Ours:
     def __init__(self, setup: Setup, home: Path) -> None:
         self._config = setup.config()
         self._home = home
+        self.open_store()  # before the model, as the daemon does
         is_known = threading.Event()
 
         def on_change() -> None:
@@ -97,7 +98,6 @@ class Ours:
             block_tokens=self._config.cache.block_tokens,
         )
         self._ids = count()
-        self.open_store()
 
     def _load(self, progress: Progress) -> Engine:
         self.engine = load_engine(self._config, progress)
@@ -107,6 +107,7 @@ class Ours:
     def open_store(self) -> None:
         """Open the cache with an empty RAM tier, as after a restart."""
         self._store = Store.open(self._home, store_limits(self._config, self._home))
+        self._store.wait_until_prepared()  # a daemon loads its model meanwhile
         self._lookup = Lookup(
             self._store, OffPolicy(), lambda: None, drafts=self._config.draft.enabled,
             prefill_ms_per_token=lambda: self._loop.prefill_ms_per_token,
@@ -230,13 +231,19 @@ class Ours:
         """The daemon's path of a request whose answer has to be computed."""
         try:
             request = pending.request
-            match = self._lookup.find(request, self._granted, self._model)
+            match = self._lookup.find_answer(request, self._granted, self._model)
             assert match.answer is None, "a stored answer would be replayed, and nothing be measured"
+            self._lookup.find_prefix(request, self._granted, self._model, match, may_arrive_late=stored_logits)
             request.restored, request.num_restored = match.spans, match.num_restored
             request.prompt_logits = match.prompt_logits if stored_logits else None
+            request.is_arriving = match.arriving is not None
             request.match(match.receipt)
             request.state = RequestState.WAITING
             self._loop.submit(request, lambda done, kv: self._handed_over(pending, match, kv))
+            if match.arriving is not None:
+                for span in match.arriving:
+                    self._loop.bring(request, span)
+                self._loop.bring(request, None)
         except BaseException as error:
             pending.written.set_exception(error)
             pending.has_begun.set()

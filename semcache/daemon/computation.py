@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from semcache.daemon.aftermath import Aftermath
 from semcache.daemon.asked import donor_of
@@ -27,6 +29,7 @@ from semcache.daemon.request import Request, RequestState
 from semcache.daemon.served import Served
 from semcache.daemon.turns import Turns
 from semcache.errors import BusyError
+from semcache.store.tensors import KVSpan
 
 log = logging.getLogger("semcache.service")
 
@@ -71,22 +74,32 @@ class Computations:
         """Until the request ended and everything is written. BusyError, before any KV is read: too many wait."""
         hold = await self._load(request, match, terms)
         request.restored, request.num_restored = match.spans, match.num_restored
-        request.prompt_logits = match.prompt_logits
+        request.prompt_logits, request.is_arriving = match.prompt_logits, match.arriving is not None
+        needs = {"slot", "reads"} if request.is_arriving else {"slot"}
         self._give_donors(request, match, terms)
         stores = wants_storing(request) and bool(terms.granted.write)
         request.match(replace(match.receipt, stored=stores))
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
-        def hand_over(done: Request, kv: PromptKV | None) -> None:
-            loop.call_soon_threadsafe(self._after, done, kv, match, terms, flight, hold, ended)
+        def done_with(need: str) -> None:
+            needs.discard(need)
+            if not needs:
+                hold.give_back()
 
-        request.on_slot = lambda: loop.call_soon_threadsafe(hold.give_back)
+        def hand_over(done: Request, kv: PromptKV | None) -> None:
+            loop.call_soon_threadsafe(done_with, "slot")
+            loop.call_soon_threadsafe(self._after, done, kv, match, terms, flight, ended)
+
+        request.on_slot = lambda: loop.call_soon_threadsafe(done_with, "slot")
         self._aftermath.add(ended, request)
         if flight is not None:
             flight.is_computing = True  # cleared by `_after`, whatever becomes of this coroutine
         request.state = RequestState.WAITING  # from here on it belongs to the engine thread
         self._engine.submit(request, hand_over)
+        if match.arriving is not None:
+            bringing = loop.run_in_executor(self._pool, self._bring, request, match.arriving)
+            bringing.add_done_callback(lambda _done: done_with("reads"))
         await asyncio.shield(ended)
 
     async def _load(self, request: Request, match: Match, terms: Terms) -> Hold:
@@ -105,13 +118,14 @@ class Computations:
                 await self._fill(hold, request, match, terms)
         finally:
             self._num_loading -= 1
-        num_logits = 0 if match.prompt_logits is None else info.vocab_size
-        hold.shrink(sum(span.size_bytes for span in match.spans) + num_logits * _LOGIT_BYTES)
+        if match.arriving is None:
+            num_logits = 0 if match.prompt_logits is None else info.vocab_size
+            hold.shrink(sum(span.size_bytes for span in match.spans) + num_logits * _LOGIT_BYTES)
         return hold
 
     async def _fill(self, hold: Hold, request: Request, match: Match, terms: Terms) -> None:
         loop = asyncio.get_running_loop()
-        find = self._lookup.find_prefix
+        find = partial(self._lookup.find_prefix, may_arrive_late=True)
         loading = self._pool.submit(find, request, terms.granted, terms.model, match)
         try:
             await asyncio.wrap_future(loading)
@@ -120,6 +134,17 @@ class Computations:
             loading.add_done_callback(lambda _done: loop.call_soon_threadsafe(hold.give_back))
             raise
         request.times.lookup_ms = match.lookup_ms
+
+    def _bring(self, request: Request, arriving: Generator[KVSpan, None, None]) -> None:
+        """Read what the engine waits for, on a pool thread, for as long as anybody wants it."""
+        try:
+            with closing(arriving):
+                for span in arriving:
+                    if request.state.is_terminal:
+                        break
+                    self._engine.bring(request, span)
+        finally:
+            self._engine.bring(request, None)
 
     def _give_donors(self, request: Request, match: Match, terms: Terms) -> None:
         """Nearest answers now; once the answer has begun, those that began alike, looked up beside the engine."""
@@ -136,11 +161,10 @@ class Computations:
         request.seek_donors = seek
 
     def _after(
-        self, request: Request, kv: PromptKV | None, match: Match, terms: Terms, flight: Flight | None, hold: Hold,
+        self, request: Request, kv: PromptKV | None, match: Match, terms: Terms, flight: Flight | None,
         ended: asyncio.Future[None],
     ) -> None:  # fmt: skip
         """The engine is done with it: let followers go, then write everything back off the hot path."""
-        hold.give_back()
         granted, model = terms.granted, terms.model
         replayable = self._lookup.may_replay(request) and bool(granted.write)
         stores_answer = may_store(request, replayable=replayable)

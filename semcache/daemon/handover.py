@@ -66,6 +66,8 @@ class Handovers:
             return False
         if not isinstance(logits, torch.Tensor):
             return False  # cancelled before the prompt was through
+        if request.is_arriving:
+            return False  # ended before its KV, which the store has, was read
         ms_per_token = self._learn_speed(request, request.num_prompt_tokens - request.num_restored)
         self._leaving[request.id] = _Leaving(
             request, logits, ms_per_token, list(request.restored), request.num_restored, engine.num_reusable(request)

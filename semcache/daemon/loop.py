@@ -24,6 +24,7 @@ from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
 from semcache.daemon.served import ModelState, Served
 from semcache.daemon.streams import Streams
 from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
+from semcache.store.tensors import KVSpan
 
 log = logging.getLogger("semcache.engine")
 
@@ -111,6 +112,10 @@ class EngineLoop:
         request.cancel_requested = True
         self._inbox.put(_Command(lambda: None))
 
+    def bring(self, request: Request, span: KVSpan | None) -> None:
+        """The next part of the KV of a submitted request that is arriving; None when there is no more."""
+        self._inbox.put(_Command(lambda: self._bring(request, span)))
+
     def offer(self, request: Request, donors: Sequence[Donor]) -> None:
         """Further donors for a request under way."""
         self._inbox.put(_Command(lambda: self._offer(request, donors)))
@@ -156,10 +161,13 @@ class EngineLoop:
 
     def _take_messages(self) -> bool:
         """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread."""
-        block = not self._is_to_unload and not self._is_busy
+        has_requests = any(True for _ in self._scheduler)
+        has_work = not self._scheduler.is_idle or self._handovers.leaving is not None
+        block = not has_work and (has_requests or not self._is_to_unload)
         while True:
             try:
-                message = self._inbox.get(block=block, timeout=self._resident.idle_left_s if block else None)
+                timeout_s = self._resident.idle_left_s if block and not has_requests else None
+                message = self._inbox.get(block=block, timeout=timeout_s)
             except queue.Empty:
                 if block:
                     self._unload()
@@ -251,7 +259,24 @@ class EngineLoop:
         self._handovers.add_prefill(request, (self._clock() - started) * 1e3)
         if token is not None:
             self._scheduler.start_decoding(request)
-            self._accept(request, token)
+            if not request.output_tokens:  # else it is out: stored logits gave it before the KV proved unreadable
+                self._accept(request, token)
+            if request.is_arriving and not request.state.is_terminal:
+                self._scheduler.park(request)
+            self._propose(request)
+
+    def _bring(self, request: Request, span: KVSpan | None) -> None:
+        if not request.state.is_terminal:
+            self._alone(lambda request: self._receive(request, span), request)
+
+    def _receive(self, request: Request, span: KVSpan | None) -> None:
+        assert self._engine is not None
+        is_there = span is None or self._engine.receive(request, span)
+        if not (is_there and request.is_arriving):  # whoever reads says that it was all when everything is tidied up
+            return
+        is_whole = self._engine.settle(request)
+        if request.state is RequestState.DECODING:
+            self._scheduler.resume(request, is_whole=is_whole)
             self._propose(request)
 
     def _decode(self, requests: list[Request]) -> None:
@@ -268,9 +293,8 @@ class EngineLoop:
         """Make the request's next step a verification where its draft has something to offer."""
         assert self._engine is not None
         is_alone = self._scheduler.num_running == 1
-        if not request.state.is_terminal and self._drafts.propose(
-            request, self._engine.room(request), is_alone=is_alone
-        ):
+        may_compute = request.state is RequestState.DECODING and not request.is_arriving
+        if may_compute and self._drafts.propose(request, self._engine.room(request), is_alone=is_alone):
             self._scheduler.start_verifying(request)
 
     def _offer(self, request: Request, donors: Sequence[Donor]) -> None:

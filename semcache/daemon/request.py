@@ -218,6 +218,8 @@ class Request:
     num_restored: int = 0
     # Logits of the last prompt position, restored from a full-prompt record or computed by prefill; [vocab], float32.
     prompt_logits: object | None = None
+    # More of `restored` is still being read: until then it covers less. The first token needs none of it.
+    is_arriving: bool = False
 
     considered: tuple[Considered, ...] = ()  # candidates and what the policy made of them
     # Set by the look-up, verified by the engine.
@@ -280,6 +282,15 @@ class Request:
         if had < 2 <= len(self.output_tokens):
             self.times.second_token = now
         self.publish(Token(text))
+
+    def lose_restored(self, num_restored: int) -> None:
+        """Of what was to be restored only so much could be read; the receipt says what is really reused."""
+        self.num_restored, self.prompt_logits = num_restored, None
+        if self.receipt is None:
+            return
+        self.receipt = replace(self.receipt, prefix_tokens=num_restored)
+        if not num_restored:
+            self.receipt = replace(self.receipt, outcome=Outcome.MISS, reason="unreadable", scope=None)
 
     def settle_draft(self) -> None:
         """Put the draft's counts into the receipt; from half of the completion on, the outcome is `draft`."""

@@ -38,7 +38,7 @@ Step = Prefill | Verify | Decode
 
 
 class Scheduler:
-    """Queues by user; a request is in exactly one of waiting, prefilling, verifying and decoding, or ended."""
+    """Queues by user; a request is in exactly one of waiting, prefilling, verifying, decoding and parked, or ended."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -47,13 +47,21 @@ class Scheduler:
         self._verifying: deque[Request] = deque()
         self._decoding: list[Request] = []
         self._leaving: list[Request] = []  # ended; their slots are still read
+        self._parked: list[Request] = []  # their KV is being read
         self._chunk_last = False
         self._verified_last = False  # among the chunks
         self.num_waiting = 0  # kept, not derived: other threads read it while the queues change
 
     @property
     def num_running(self) -> int:
-        return len(self._prefilling) + len(self._verifying) + len(self._decoding)
+        return len(self._prefilling) + len(self._verifying) + len(self._decoding) + len(self._parked)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to compute: whoever has a slot waits for its KV, and nobody else gets one."""
+        is_computing = self._prefilling or self._verifying or self._decoding
+        has_slot = self.num_running + len(self._leaving) < self.num_slots
+        return not is_computing and not (self._waiting and has_slot)
 
     def __iter__(self) -> Iterator[Request]:
         for queue in self._waiting.values():
@@ -61,6 +69,7 @@ class Scheduler:
         yield from self._prefilling
         yield from self._verifying
         yield from self._decoding
+        yield from self._parked
 
     def add(self, request: Request) -> None:
         request.state = RequestState.WAITING
@@ -117,6 +126,20 @@ class Scheduler:
         self._decoding.remove(request)
         self._verifying.append(request)
 
+    def park(self, request: Request) -> None:
+        """Take a request out of the decode batch until its KV is there; the others go on."""
+        self._decoding.remove(request)
+        self._parked.append(request)
+
+    def resume(self, request: Request, *, is_whole: bool) -> None:
+        """The KV of a parked request is there, or what is missing of it has to be computed."""
+        self._parked.remove(request)
+        if is_whole:
+            self._decoding.append(request)
+        else:
+            request.state = RequestState.PREFILLING
+            self._prefilling.append(request)
+
     def remove(self, request: Request) -> None:
         """Take out a request that ended, wherever it is."""
         if request in self._prefilling:
@@ -125,6 +148,8 @@ class Scheduler:
             self._verifying.remove(request)
         elif request in self._decoding:
             self._decoding.remove(request)
+        elif request in self._parked:
+            self._parked.remove(request)
         else:
             queue = self._waiting.get(request.user)
             if queue is not None and request in queue:

@@ -229,6 +229,11 @@ class Blocks:
         """Where the files of all rows lie; of a damaged row it may be a place where no file can be."""
         return {_path(*row) for row in self._db.rows("SELECT model, hash, kind FROM blocks")}
 
+    def last_sizes(self, num: int) -> list[int]:
+        """File sizes of the blocks that were used last, the newest first."""
+        sql = "SELECT size_bytes FROM blocks ORDER BY last_used_at DESC LIMIT ?"
+        return [size for (size,) in self._db.rows(sql, (num,)) if isinstance(size, int) and size >= 0]
+
     def all(self) -> list[BlockRow]:
         return [BlockRow(*row) for row in self._db.rows(_SELECT)]
 

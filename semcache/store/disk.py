@@ -22,6 +22,8 @@ from semcache.store.tensors import DamageError, Stored, checksum, compact, decod
 
 # Files of one prompt that are read at the same time: enough to keep a drive busy, few enough to leave it to others.
 NUM_READERS = min(4, 2 * (os.cpu_count() or 1))
+# Files whose memory is made at the start; a budget in bytes bounds them too.
+NUM_READY = 256
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,15 @@ class DiskTier:
 
     def close(self) -> None:
         """Let the readers go; what is being read is finished."""
+        self._files.buffers.close()
         self._readers.shutdown()
+
+    def prepare(self, limit_bytes: int) -> Future[None]:
+        """Have memory ready for what was used last, in the background: it is what a new process is asked for first."""
+        sizes_bytes = self._blocks.last_sizes(NUM_READY)
+        while sum(sizes_bytes) > limit_bytes:
+            sizes_bytes.pop()
+        return self._readers.submit(self._files.buffers.prepare, sizes_bytes)
 
     def read_ahead(self, rows: Sequence[BlockRow]) -> Generator[Callable[[], Stored], None, None]:
         """For each row a call that gives what `read` gives; several files are read at once. Close it to stop early."""
@@ -88,6 +98,13 @@ class DiskTier:
         finally:
             for future in pending:
                 future.cancel()
+
+    def has_file(self, row: BlockRow) -> bool:
+        """Whether a file of the row's size lies where its block should be."""
+        try:
+            return self.path_of(row).stat().st_size == row.size_bytes
+        except (OSError, DamageError):
+            return False
 
     def read(self, row: BlockRow) -> Stored:
         """The tensors of a row; DamageError when the file is not what the row says, OSError when it cannot be read."""

@@ -12,6 +12,8 @@ import stat
 import threading
 from pathlib import Path
 
+from semcache.store.buffers import Buffers
+
 TEMP_SUFFIX = ".tmp"
 
 
@@ -26,6 +28,7 @@ class Files:
         self._serial = itertools.count()
         self._open_temps: set[Path] = set()
         self._lock = threading.Lock()
+        self.buffers = Buffers()
 
     def write_temp(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> Path:
         """Write `content` beside `path` under a temporary name; removes it again when that fails."""
@@ -97,7 +100,7 @@ class Files:
                 raise WrongFileError("is no plain file")
             if found.st_size != size_bytes:
                 raise WrongFileError(f"has {found.st_size} bytes, its row says {size_bytes}")
-            content = bytearray(found.st_size)
+            content = self.buffers.take(size_bytes)
             num_bytes = 0
             with memoryview(content) as view:
                 while num_bytes < len(content) and (num_read := os.readv(fd, [view[num_bytes:]])):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import BlockKey, Blocks, Continuation, Owner
 from semcache.store.budget import DiskBudget, DiskLimits
+from semcache.store.buffers import READY_BYTES
 from semcache.store.check import Check, CheckResult, sweep
 from semcache.store.database import Database
 from semcache.store.datadir import DataDir
@@ -35,7 +37,7 @@ from semcache.store.pins import Pins, PromptStored
 from semcache.store.ram import RamTier, TierStatus
 from semcache.store.recovery import open_with
 from semcache.store.tensors import KVSpan, TailRecord
-from semcache.store.tiers import Tiers
+from semcache.store.tiers import PromptLoad, Tiers
 from semcache.store.usage import HistoryRow, UsageBook, UsageRecord, UsageReport
 from semcache.store.vectors import Partition
 
@@ -82,6 +84,7 @@ class Store:
         self._clock = clock
         self._files = files
         self._incidents = Incidents()
+        self._preparing: Future[None] | None = None
         order = ORDERS[limits.eviction]
         self._blocks = Blocks(db, limits.ttl_s)
         disk = DiskTier(folder.path / KV_FOLDER, db, self._blocks, files, self._incidents, durable=limits.durable)
@@ -111,6 +114,8 @@ class Store:
         num_swept, stuck = sweep(disk.folder, db, self._blocks, files)
         self._incidents.count("swept_files", num_swept)
         self.warnings += stuck
+        with self._incidents.reading("sizes of blocks"):
+            self._preparing = disk.prepare(min(READY_BYTES, limits.ram_bytes))
         if (warning := self._pins.warning()) is not None:
             self.warnings.append(warning)
 
@@ -144,6 +149,11 @@ class Store:
         self._db.close()
         self._folder.release("damaged" if self._db.is_corrupt else "clean")
 
+    def wait_until_prepared(self) -> None:
+        """Wait for what is made ready behind `open`; whoever does not wait may read all the same."""
+        if self._preparing is not None:
+            self._preparing.result()
+
     # KV
 
     def load_prefix(self, keys: Sequence[BlockKey], *, ms_per_token: float | None = None) -> list[KVSpan]:
@@ -152,6 +162,15 @@ class Store:
         With the speed of prefill only the leading part that loads faster than it is computed, which may be nothing.
         """
         return [stored for stored in self._tiers.load(keys, ms_per_token=ms_per_token) if isinstance(stored, KVSpan)]
+
+    def load_prompt(
+        self, blocks: Sequence[BlockKey], tail: BlockKey, *, ms_per_token: float | None = None
+    ) -> PromptLoad:
+        """What is stored of one prompt, its full-prompt record first; the blocks are read as they are asked for.
+
+        With the speed of prefill only the leading part that loads faster than it is computed, as for `load_prefix`.
+        """
+        return self._tiers.load_prompt(blocks, tail, ms_per_token=ms_per_token)
 
     def load_continuation(self, wanted: Continuation, *, ms_per_token: float | None = None) -> KVSpan | None:
         """KV of the most leading tokens that one stored block or full-prompt record shares with `wanted`, if any.

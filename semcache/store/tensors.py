@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,17 @@ class KVSpan:
     def slice(self, start: int, stop: int) -> KVSpan:
         """Tokens [start, stop) as a view."""
         return KVSpan(self.keys[:, :, start:stop], self.values[:, :, start:stop])
+
+
+def leading(spans: Sequence[KVSpan], num_tokens: int) -> list[KVSpan]:
+    """The first tokens of spans that follow each other; the last one may be cut short."""
+    kept: list[KVSpan] = []
+    for span in spans:
+        if num_tokens <= 0:
+            break
+        kept.append(span if span.num_tokens <= num_tokens else span.slice(0, num_tokens))
+        num_tokens -= span.num_tokens
+    return kept
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,19 @@ class _Found:
     row: BlockRow | None
     stored: Stored | None
     piece: Piece
+
+
+@dataclass(frozen=True)
+class PromptLoad:
+    """What is stored of one prompt; `record` only where all of its blocks are there too, as far as rows and files say.
+
+    `blocks` gives the leading ones in order, verified, and ends early where one is damaged. It reads as it is asked, on
+    the thread that asks, once; nothing has to be read where `is_at_hand`.
+    """
+
+    record: TailRecord | None
+    blocks: Generator[KVSpan, None, None]
+    is_at_hand: bool
 
 
 class Tiers:
@@ -64,12 +77,41 @@ class Tiers:
 
     def load(self, keys: Sequence[BlockKey], *, ms_per_token: float | None = None) -> list[Stored]:
         """The longest leading run of `keys` that is present and verified, and no slower to load than to compute."""
-        run = self._present(keys)
-        if ms_per_token is not None:
-            num = self.planner.worth_loading([found.piece for found in run], ms_per_token)
-            self._incidents.count("computed_instead", len(run) - num)
-            run = run[:num]
-        return self._settle(self._read(run))
+        run = self._worth_loading(self._present(keys), ms_per_token)
+        return self._settle(list(self._read(run)))
+
+    def load_prompt(
+        self, blocks: Sequence[BlockKey], tail: BlockKey, *, ms_per_token: float | None = None
+    ) -> PromptLoad:
+        """The record of a prompt before its blocks: with that the answer can begin while these are read."""
+        run = self._worth_loading(self._present(blocks), ms_per_token)
+        record = None
+        if len(run) == len(blocks) and all(self._is_there(found) for found in run):
+            record = next((stored for stored in self.load([tail]) if isinstance(stored, TailRecord)), None)
+        return PromptLoad(record, self._each_block(run), all(found.piece.tier == "ram" for found in run))
+
+    def _each_block(self, run: Sequence[_Found]) -> Generator[KVSpan, None, None]:
+        read: list[tuple[BlockRow | None, Stored]] = []
+        try:
+            with closing(self._read(run)) as reads:
+                for row, stored in reads:
+                    read.append((row, stored))
+                    assert isinstance(stored, KVSpan), row
+                    yield stored
+        finally:
+            self._settle(read)  # also where nobody wants the rest
+
+    def _is_there(self, found: _Found) -> bool:
+        """Whether a block can be had, without reading it."""
+        return found.row is None or found.piece.tier == "ram" or self.disk.has_file(found.row)
+
+    def _worth_loading(self, run: list[_Found], ms_per_token: float | None) -> list[_Found]:
+        """The leading part that loads faster than it is computed; all of it where nobody says how fast that is."""
+        if ms_per_token is None:
+            return run
+        num = self.planner.worth_loading([found.piece for found in run], ms_per_token)
+        self._incidents.count("computed_instead", len(run) - num)
+        return run[:num]
 
     def load_continuation(self, wanted: Continuation, *, ms_per_token: float | None = None) -> KVSpan | None:
         """KV of the leading tokens that a stored block or record shares with `wanted`: the most that can be had."""
@@ -79,7 +121,7 @@ class Tiers:
             if ms_per_token is not None and not self.planner.worth_loading(pieces, ms_per_token):
                 self._incidents.count("computed_instead", len(run))
                 continue
-            for stored in self._settle(self._read(run)):
+            for stored in self._settle(list(self._read(run))):
                 span = stored.span if isinstance(stored, TailRecord) else stored
                 return span.slice(0, num_shared)
         return None
@@ -127,13 +169,12 @@ class Tiers:
                 break
         return run
 
-    def _read(self, run: Sequence[_Found]) -> list[tuple[BlockRow | None, Stored]]:
-        """The leading part of a run that can be read and is whole."""
+    def _read(self, run: Sequence[_Found]) -> Generator[tuple[BlockRow | None, Stored], None, None]:
+        """The leading part of a run that can be read and is whole, as it comes."""
         started_s = self._timer()
         at_hand = [found.stored if found.row is None else self.ram.get(found.row) for found in run]
         self._learn("ram", [found.piece for found, stored in zip(run, at_hand, strict=True) if stored], started_s)
         cold = [found.row for found, stored in zip(run, at_hand, strict=True) if stored is None and found.row]
-        read: list[tuple[BlockRow | None, Stored]] = []
         pieces: list[Piece] = []
         started_s = self._timer()
         with closing(self.disk.read_ahead(cold)) as reads:
@@ -144,9 +185,8 @@ class Tiers:
                     pieces.append(found.piece)
                 if stored is None:
                     break
-                read.append((found.row, stored))
+                yield found.row, stored
         self._learn("disk", pieces, started_s)
-        return read
 
     def _learn(self, tier: TierName, pieces: Sequence[Piece], started_s: float) -> None:
         self.planner.observe(tier, sum(piece.size_bytes for piece in pieces), (self._timer() - started_s) * 1e3)
@@ -208,18 +248,18 @@ class Tiers:
         """Write a block, or queue it; False when it could not be written or was not worth a place in the queue."""
         if self.behind.get(key) is not None:
             return True
-        if not self._is_behind and self._is_there(key):
+        if not self._is_behind and self._is_stored(key):
             return True
         block = Unwritten.of(key, stored, owner, now_s=self._clock(), compute_ms=compute_ms)
         # With a queue nothing here may wait for the database, which the writer holds again and again.
         return self.behind.offer(block) if self._is_behind else self._write(block)
 
-    def _is_there(self, key: BlockKey) -> bool:
+    def _is_stored(self, key: BlockKey) -> bool:
         row = self.find([key]).get(key.hash)
         return row is not None and row.matches(key)
 
     def _write_late(self, block: Unwritten) -> None:
-        if not self._is_there(block.key):
+        if not self._is_stored(block.key):
             self._write(block)
 
     def _write(self, block: Unwritten) -> bool:

@@ -18,6 +18,7 @@ from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import Message, Request, RequestState
 from semcache.daemon.served import ModelState
 from semcache.errors import SemcacheError
+from semcache.store.tensors import KVSpan
 from tests.daemon.cache.words import MODEL
 from tests.daemon.engine.conftest import CHUNK_TOKENS
 
@@ -54,6 +55,7 @@ class FakeLoop:
         self.num_waiting = 0
         self.submitted: asyncio.Queue[Request] = asyncio.Queue()
         self.requests: list[Request] = []
+        self.brought: dict[str, list[KVSpan | None]] = {}
         self._hand_over: dict[str, Callable[[Request, PromptKV | None], None]] = {}
 
     def submit(self, request: Request, hand_over: Callable[[Request, PromptKV | None], None]) -> None:
@@ -61,6 +63,9 @@ class FakeLoop:
         request.state = RequestState.WAITING
         self.requests.append(request)
         self.submitted.put_nowait(request)
+
+    def bring(self, request: Request, span: KVSpan | None) -> None:
+        self.brought.setdefault(request.id, []).append(span)
 
     def give_slot(self, request: Request) -> None:
         """As the engine's thread does."""

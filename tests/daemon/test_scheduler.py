@@ -168,3 +168,50 @@ def test_every_request_ends_once_and_in_bounded_steps(
                 scheduler.start_verifying(request)
     assert len(ended) == len(set(ended)) == len(requests) - len(cancelled & set(range(len(requests))))
     assert scheduler.num_waiting == scheduler.num_running == 0
+
+
+def test_who_waits_for_kv_keeps_its_slot_and_stops_nobody() -> None:
+    scheduler = Scheduler(2)
+    parked, other, late = asked("a"), asked("b"), asked("c")
+    scheduler.add(parked)
+    assert not scheduler.is_idle
+    admit_all(scheduler)
+    scheduler.start_decoding(parked)
+    scheduler.park(parked)
+    assert scheduler.is_idle
+    assert scheduler.next_step() is None
+    assert (scheduler.num_running, list(scheduler)) == (1, [parked])
+    for request in (other, late):
+        scheduler.add(request)
+    assert not scheduler.is_idle
+    assert admit_all(scheduler) == [other]
+    scheduler.start_decoding(other)
+    assert scheduler.next_step() == Decode([other])
+    scheduler.resume(parked, is_whole=True)
+    assert scheduler.next_step() == Decode([other, parked])
+    scheduler.park(other)
+    scheduler.remove(parked)
+    assert admit_all(scheduler) == [late]
+    scheduler.remove(late)
+    assert scheduler.is_idle
+    scheduler.remove(other)
+    assert scheduler.is_idle
+    assert not list(scheduler)
+
+
+def test_nobody_else_gets_the_slot_of_who_waits_for_kv() -> None:
+    scheduler = Scheduler(1)
+    parked, late = asked("a"), asked("b")
+    scheduler.add(parked)
+    admit_all(scheduler)
+    scheduler.start_decoding(parked)
+    scheduler.park(parked)
+    scheduler.add(late)
+    assert scheduler.is_idle
+    assert scheduler.admit() is None
+    scheduler.resume(parked, is_whole=False)
+    assert parked.state is RequestState.PREFILLING
+    assert not scheduler.is_idle
+    assert scheduler.next_step() == Prefill(parked)
+    scheduler.start_decoding(parked)
+    assert scheduler.next_step() == Decode([parked])

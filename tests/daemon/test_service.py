@@ -178,7 +178,7 @@ async def test_kv_of_waiting_requests_is_within_the_headroom_and_all_are_served(
     for request in (second, third):
         line.end(request)
     assert [(await ended(live)).num_restored for live in lives] == [NUM_TOKENS] * 6
-    assert (headroom.held_bytes, service.num_waiting) == (0, 0)
+    await until(pool, lambda: (headroom.held_bytes, service.num_waiting) == (0, 0))
 
 
 async def test_a_request_without_stored_kv_holds_none(make_service: Callable[..., Service], line: Line) -> None:
@@ -246,7 +246,7 @@ async def test_who_is_cancelled_gives_its_headroom_to_the_next(
         line.end(await line.next())
     for live in (one, two, three):
         await soon(asyncio.wait([live.task]))
-    assert (headroom.held_bytes, service.num_waiting) == (0, 0)
+    await until(pool, lambda: (headroom.held_bytes, service.num_waiting) == (0, 0))
 
 
 async def test_what_the_pool_still_reads_for_a_request_that_left_is_counted_until_it_is_read(
@@ -268,7 +268,7 @@ async def test_what_the_pool_still_reads_for_a_request_that_left_is_counted_unti
     staying = await service.start(ask(prompt(1)))
     line.end(await line.next())
     assert (await ended(staying)).num_restored == NUM_TOKENS
-    assert headroom.held_bytes == 0
+    await until(pool, lambda: headroom.held_bytes == 0)
 
 
 async def test_a_read_that_fails_leaves_the_headroom_to_others(
@@ -345,7 +345,7 @@ async def test_a_burst_of_warm_requests_through_a_real_engine(
             answers.append([(await ended(live)).answer for live in lives])
         assert answers[0] == answers[1]
         assert {live.request.receipt.outcome for live in lives if live.request.receipt} == {Outcome.PREFIX}
-        assert (headroom.held_bytes, service.num_waiting) == (0, 0)
+        await until(pool, lambda: (headroom.held_bytes, service.num_waiting) == (0, 0))
         await soon(service.drain(TIMEOUT_S))
 
 

@@ -7,7 +7,8 @@ Any damage below is a miss with a reason, never an exception.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from semcache.daemon.request import Donor, Outcome, Receipt, Request
 from semcache.store.blocks import BlockKey, Continuation, block_chain, tail_key
 from semcache.store.entries import Entry
 from semcache.store.store import Store
-from semcache.store.tensors import KVSpan
+from semcache.store.tensors import KVSpan, leading
 
 # Both speeds vary on a busy machine; loading is left out only where it is clearly the slower way.
 _CLEARLY = 2.0
@@ -91,6 +92,8 @@ class Match:
     spans: list[KVSpan] = field(default_factory=list)
     num_restored: int = 0
     prompt_logits: object | None = None
+    # What is to cover the prompt instead of `spans`: read as it is asked for, and short where it turns out damaged.
+    arriving: Generator[KVSpan, None, None] | None = None
     embed_ms: float | None = None
     lookup_ms: float = 0.0
 
@@ -135,11 +138,16 @@ class Lookup:
         match.lookup_ms = (time.perf_counter() - started) * 1e3 - (match.embed_ms or 0.0)
         return match
 
-    def find_prefix(self, request: Request, access: Access, model: ModelKey, match: Match) -> None:
-        """Load the longest KV prefix into `match`."""
+    def find_prefix(
+        self, request: Request, access: Access, model: ModelKey, match: Match, *, may_arrive_late: bool = False
+    ) -> None:
+        """Load the longest KV prefix into `match`.
+
+        Where it `may_arrive_late` a prompt whose last logits are stored is not read yet: it is `match.arriving`.
+        """
         started = time.perf_counter()
         if self.may_read(request, access):
-            self._find_prefix(request, access, model, match)
+            self._find_prefix(request, access, model, match, may_arrive_late=may_arrive_late)
         match.lookup_ms += (time.perf_counter() - started) * 1e3
 
     def openings(self, tokens: Sequence[int], access: Access, model: ModelKey) -> list[Donor]:
@@ -227,7 +235,9 @@ class Lookup:
 
     # KV
 
-    def _find_prefix(self, request: Request, access: Access, model: ModelKey, match: Match) -> None:
+    def _find_prefix(
+        self, request: Request, access: Access, model: ModelKey, match: Match, *, may_arrive_late: bool
+    ) -> None:
         """Restore from the scope that covers most of the prompt; at least the last position's logits are needed."""
         speed = self._prefill_ms_per_token()
         worth_ms = None if speed is None else _CLEARLY * speed
@@ -235,22 +245,30 @@ class Lookup:
             keys = PromptKeys.of(scope, model, request.prompt_tokens)
             if match.num_restored and not self._has_more(keys, model, match.num_restored):
                 continue
-            spans = self.store.load_prefix(keys.blocks, ms_per_token=worth_ms)
+            load = self.store.load_prompt(keys.blocks, keys.tail, ms_per_token=worth_ms)
+            record, logits = load.record, None
+            if record is not None and may_arrive_late and not load.is_at_hand:
+                match.arriving = _whole(load.blocks, len(keys.blocks), record.span)
+                self._restore(match, scope, [], request.num_prompt_tokens, record.logits)
+                return
+            spans = list(load.blocks)
             num_restored = sum(span.num_tokens for span in spans)
-            logits = None
-            if len(spans) == len(keys.blocks) and (tail := self.store.load_tail(keys.tail)) is not None:
-                spans = [*spans, tail.span] if tail.span.num_tokens else spans
-                num_restored, logits = request.num_prompt_tokens, tail.logits
+            if record is not None and len(spans) == len(keys.blocks):
+                spans = [*spans, record.span] if record.span.num_tokens else spans
+                num_restored, logits = request.num_prompt_tokens, record.logits
             else:
                 if model.cuts_anywhere and (more := self._load_more(keys, len(spans), worth_ms)) is not None:
                     spans, num_restored = [*spans, more], num_restored + more.num_tokens
                 num_restored = _cut(num_restored, request.num_prompt_tokens, model.cut_tokens)
-                spans = _leading(spans, num_restored)
+                spans = leading(spans, num_restored)
             if num_restored > match.num_restored:
-                match.spans, match.num_restored, match.prompt_logits = spans, num_restored, logits
-                match.receipt = replace(
-                    match.receipt, outcome=Outcome.PREFIX, scope=scope.kind, prefix_tokens=num_restored
-                )
+                self._restore(match, scope, spans, num_restored, logits)
+
+    def _restore(
+        self, match: Match, scope: Scope, spans: list[KVSpan], num_restored: int, logits: object | None
+    ) -> None:
+        match.spans, match.num_restored, match.prompt_logits = spans, num_restored, logits
+        match.receipt = replace(match.receipt, outcome=Outcome.PREFIX, scope=scope.kind, prefix_tokens=num_restored)
 
     def _has_more(self, keys: PromptKeys, model: ModelKey, num_restored: int) -> bool:
         """Whether a scope covers more than another one did; looks at rows and reads one block at most."""
@@ -289,12 +307,12 @@ def _cut(num_tokens: int, num_prompt_tokens: int, cut_tokens: int) -> int:
     return min(num_tokens, num_prompt_tokens - 1) // cut_tokens * cut_tokens
 
 
-def _leading(spans: Sequence[KVSpan], num_tokens: int) -> list[KVSpan]:
-    """The spans' first tokens; the last span may be cut short."""
-    leading: list[KVSpan] = []
-    for span in spans:
-        if num_tokens <= 0:
-            break
-        leading.append(span if span.num_tokens <= num_tokens else span.slice(0, num_tokens))
-        num_tokens -= span.num_tokens
-    return leading
+def _whole(blocks: Generator[KVSpan, None, None], num_blocks: int, rest: KVSpan) -> Generator[KVSpan, None, None]:
+    """The blocks of a prompt, and what is left behind the last one where none is missing."""
+    num_read = 0
+    with closing(blocks):
+        for span in blocks:
+            num_read += 1
+            yield span
+    if num_read == num_blocks and rest.num_tokens:
+        yield rest

@@ -23,7 +23,9 @@ from semcache.daemon.engine.trial import try_out
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
 from semcache.daemon.request import Request, RequestState
 from semcache.errors import EngineError
-from semcache.store.tensors import KVSpan
+from semcache.store.tensors import KVSpan, leading
+
+_TOUCHED_BYTES = 64 << 20  # of slot memory at load: about one long prompt of a small model
 
 
 class Engine:
@@ -42,6 +44,7 @@ class Engine:
         self.cut_tokens = prefill_chunk_tokens if exactness == "bitwise" else 1
         self._forward = loaded.forward
         self._pool = SlotPool(loaded.info, num_slots)
+        self._pool.touch(_TOUCHED_BYTES)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
         trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
         self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
@@ -68,7 +71,7 @@ class Engine:
         request.donor = usable(request.donor, self.info.vocab_size, self.info.eos_token_ids)
         request.slot = self._pool.acquire()
         request.num_computed = request.num_restored
-        self._to_restore[request.slot] = request.restored
+        self._to_restore[request.slot] = list(request.restored)  # what arrives later is copied as it comes
         if request.num_restored == request.num_prompt_tokens:
             if request.prompt_logits is not None:
                 return
@@ -80,6 +83,30 @@ class Engine:
         except EngineError:
             self.release(request)
             raise
+
+    def receive(self, request: Request, span: KVSpan) -> bool:
+        """Take the next part of what is to be restored, into its slot where it has one; whether this was the last."""
+        start = sum(part.num_tokens for part in request.restored)
+        if start + span.num_tokens > request.num_prompt_tokens:
+            raise EngineError(f"more than the {request.num_prompt_tokens} tokens of the prompt were restored")
+        self._pool.check(span)
+        request.restored.append(span)
+        if request.slot is not None:
+            self._copy(request, [span], start)
+        return start + span.num_tokens == request.num_prompt_tokens
+
+    def settle(self, request: Request) -> bool:
+        """Nothing more arrives. False where that is not the whole prompt: what is behind the last cut is computed."""
+        request.is_arriving = False
+        num_arrived = sum(span.num_tokens for span in request.restored)
+        if num_arrived == request.num_prompt_tokens:
+            return True
+        request.lose_restored(num_arrived // self.cut_tokens * self.cut_tokens)
+        request.restored = leading(request.restored, request.num_restored)
+        if request.slot is not None:
+            self._restore(request)
+            request.num_computed = request.num_restored
+        return False
 
     def prefill(self, request: Request, *, wide: bool = False) -> int | None:
         """Run one chunk, or several where `wide`; the first token of the answer when the prompt is complete, else None.
@@ -210,10 +237,11 @@ class Engine:
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""
-        slot = self._slot(request)
-        spans = self._to_restore.pop(slot, ())
+        self._copy(request, self._to_restore.pop(self._slot(request), ()), 0)
+
+    def _copy(self, request: Request, spans: Sequence[KVSpan], start: int) -> None:
         try:
-            self._pool.restore(slot, spans)
+            self._pool.restore(self._slot(request), spans, start)
         except RuntimeError as error:
             raise EngineError(f"restoring {request.num_restored} tokens failed: {error}") from error
 
@@ -224,7 +252,8 @@ class Engine:
         if not 0 <= min(request.prompt_tokens) <= max(request.prompt_tokens) < self.info.vocab_size:
             raise EngineError(f"the prompt has a token id outside the model's vocabulary of {self.info.vocab_size}")
         num_restored = sum(span.num_tokens for span in request.restored)
-        if num_restored != request.num_restored or num_restored > num_tokens:
+        num_announced = num_restored if request.is_arriving else request.num_restored
+        if num_restored != num_announced or num_restored > num_tokens:
             raise EngineError(f"{num_restored} tokens were restored, {request.num_restored} of {num_tokens} announced")
         for span in request.restored:
             self._pool.check(span)

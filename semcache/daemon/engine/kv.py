@@ -108,6 +108,11 @@ class SlotPool:
         assert slot not in self._free, slot
         self._free.append(slot)
 
+    def touch(self, size_bytes: int) -> None:
+        """Write to as much of the memory that the next prompt's KV goes to: later that would take long (buffers.py)."""
+        if self.keys[0].device.type == "cpu":
+            self.clear(self._free[-1], size_bytes // self.info.kv_bytes_per_token)
+
     def clear(self, slot: int, num_tokens: int) -> None:
         """Forget what the slot's first tokens left, which may be no numbers: 0 times NaN is NaN behind a mask too."""
         for tensor in (*self.keys, *self.values):

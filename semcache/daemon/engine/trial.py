@@ -19,6 +19,8 @@ from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.forward import Forward, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
 from semcache.daemon.engine.prefill import prefill_chunk
+from semcache.daemon.engine.sampler import SampleKey, sample
+from semcache.daemon.request import Sampling
 
 WIDTHS = (4, 2)  # chunks in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
 _TELLING_LAYERS = 3  # layers of one structure call the same kernels; a model of several kinds is tried as a whole
@@ -35,6 +37,8 @@ class Trial:
 @torch.inference_mode()
 def try_out(forward: Forward, pool: SlotPool, chunk_tokens: int) -> Trial:
     """Compute prompts that nobody asked for in a free slot of the pool."""
+    # An operation's first use takes milliseconds, which the first sampled answer would wait for.
+    sample(torch.zeros(1, pool.info.vocab_size), [SampleKey(Sampling(temperature=1.0), 0, 0)])
     slot = pool.acquire()
     try:
         return Trial(_digest(forward, pool, slot, chunk_tokens), _proven_widths(forward, pool, slot, chunk_tokens))

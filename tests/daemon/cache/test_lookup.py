@@ -183,6 +183,33 @@ def cold(tmp_path: Path, files: CountedFiles) -> Iterator[Cache]:
 
 
 @pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
+@pytest.mark.parametrize("num_tokens", [15, 32, 40])
+def test_a_whole_prompt_may_arrive_late_and_nothing_else(
+    cold: Cache, files: CountedFiles, model: ModelKey, num_tokens: int
+) -> None:
+    tokens = list(range(num_tokens))
+    cold.answer(asked("first", tokens=tokens), model=model)
+
+    def find(prompt: list[int], *, late: bool) -> Match:
+        request = asked("first", tokens=prompt, options={"mode": CacheMode.PREFIX})
+        match = cold.lookup.find_answer(request, per_user(request), model)
+        cold.lookup.find_prefix(request, per_user(request), model, match, may_arrive_late=late)
+        return match
+
+    at_once, files.num_reads = find(tokens, late=False), 0
+    late = find(tokens, late=True)
+    has_blocks = num_tokens >= model.cut_tokens and num_tokens >= model.block_tokens
+    assert (late.arriving is not None, files.num_reads) == (has_blocks, 1), "the record only"
+    assert (late.num_restored, late.receipt) == (num_tokens, at_once.receipt)
+    assert torch.equal(late.prompt_logits, at_once.prompt_logits)
+    spans = list(late.arriving) if late.arriving is not None else late.spans
+    assert [span.num_tokens for span in spans] == [span.num_tokens for span in at_once.spans]
+    assert all(map(torch.equal, (span.keys for span in spans), (span.keys for span in at_once.spans)))
+    assert find([*tokens, 7], late=True).arriving is None, "here the first token needs the KV"
+    assert find([], late=True).arriving is None
+
+
+@pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
 @pytest.mark.parametrize("num_tokens", [15, 32, 40, 64, 100])
 def test_what_both_scopes_hold_is_read_from_one(
     cold: Cache, files: CountedFiles, model: ModelKey, num_tokens: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,20 @@ def test_a_snapshot_is_a_copy() -> None:
     kept = before.keys.clone()
     pool.restore(0, [random_span(4)])
     assert torch.equal(before.keys, kept)
+
+
+def test_memory_is_touched_where_the_next_prompt_goes_and_no_further() -> None:
+    pool = SlotPool(INFO, 3)
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(math.nan)
+    taken = pool.acquire()
+    pool.touch(5 * INFO.kv_bytes_per_token + 1)
+    following = pool.acquire()
+    [other] = {0, 1, 2} - {taken, following}
+    for tensor in (*pool.keys, *pool.values):
+        assert not tensor[following, :, :5].any()
+        assert tensor[following, :, 5:].isnan().all()
+        assert tensor[[taken, other]].isnan().all()
 
 
 def test_restoring_behind_other_tokens_leaves_them_alone() -> None:
