@@ -137,6 +137,7 @@ async def _serve(config: Config, paths: Paths, ready: ReadyPipe, *, autostarted:
 
         from semcache.daemon.auth import PeerProtocol
         from semcache.daemon.build import build
+        from semcache.daemon.engine.threads import compute_with
 
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[float] = loop.create_future()
@@ -149,6 +150,8 @@ async def _serve(config: Config, paths: Paths, ready: ReadyPipe, *, autostarted:
         config, paths.data_dir, socket=paths.socket, autostarted=autostarted, event_loop=loop,
         on_progress=lambda stage, share: ready.say("loading", stage=stage, progress=share), shut_down=shut_down,
     )  # fmt: skip
+    num_threads = torch.get_num_threads()
+    compute_with(1)  # the engine's thread keeps as many as there are
     listener = _bind(paths.socket)
 
     class Server(uvicorn.Server):
@@ -169,7 +172,7 @@ async def _serve(config: Config, paths: Paths, ready: ReadyPipe, *, autostarted:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     _write_daemon_file(paths, autostarted)
     ready.say("listening")
-    log.info("semcache %s listens on %s, %d torch threads", __version__, paths.socket, torch.get_num_threads())
+    log.info("semcache %s listens on %s, %d torch threads", __version__, paths.socket, num_threads)
     daemon.engine.start()
     daemon.engine.load()
     settle = asyncio.create_task(_settle(daemon, ready))

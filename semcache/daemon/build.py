@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from fastapi import FastAPI
 
 from semcache.config import Config
@@ -31,6 +32,7 @@ from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.machine import memory_bytes
 from semcache.daemon.engine.memory import free_bytes, slots_that_fit
 from semcache.daemon.engine.model import load_model
+from semcache.daemon.engine.threads import compute_with
 from semcache.daemon.flights import Flights
 from semcache.daemon.headroom import Headroom
 from semcache.daemon.idle import IdleTime
@@ -87,7 +89,8 @@ def build(
     )  # fmt: skip
     admission = Admission(store, embedder.get, ttl_s=config.cache.ttl_s)
     journal = Journal(store)
-    pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="pool")
+    num_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="pool", initializer=compute_with, initargs=(1,))
 
     def on_change() -> None:
         event_loop.call_soon_threadsafe(overview.changed)
@@ -97,6 +100,7 @@ def build(
             progress(stage, share)
             on_progress(stage, share)
 
+        compute_with(num_threads)
         return load_engine(config, both)
 
     engine = EngineLoop(

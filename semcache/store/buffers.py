@@ -20,27 +20,27 @@ class Buffers:
     """Buffers of the sizes that are expected, each given out once. Thread-safe."""
 
     def __init__(self) -> None:
-        self._ready: defaultdict[int, list[bytearray]] = defaultdict(list)
+        self._ready: defaultdict[int, list[memoryview]] = defaultdict(list)
         self._is_closed = False
         self._lock = threading.Lock()
 
     def prepare(self, sizes_bytes: Sequence[int]) -> None:
         """Make a buffer of each size and have the kernel give its memory out."""
         for size_bytes in sizes_bytes:
-            buffer = bytearray(size_bytes)
+            buffer = _allocated(size_bytes)
             np.frombuffer(buffer, dtype=np.uint8)[::_PAGE_BYTES] = 0  # without the interpreter's lock
             with self._lock:
                 if self._is_closed:
                     return
                 self._ready[size_bytes].append(buffer)
 
-    def take(self, size_bytes: int) -> bytearray:
+    def take(self, size_bytes: int) -> memoryview:
         """A buffer that nobody else has; its content is undefined."""
         with self._lock:
             ready = self._ready.get(size_bytes)
             if ready:
                 return ready.pop()
-        return bytearray(size_bytes)
+        return _allocated(size_bytes)
 
     @property
     def ready_bytes(self) -> int:
@@ -52,3 +52,8 @@ class Buffers:
         with self._lock:
             self._is_closed = True
             self._ready.clear()
+
+
+def _allocated(size_bytes: int) -> memoryview:
+    """Memory with any content: zeroing a bytearray holds the interpreter's lock, and with it the model's thread."""
+    return np.empty(size_bytes, np.uint8).data

@@ -30,7 +30,7 @@ class Files:
         self._lock = threading.Lock()
         self.buffers = Buffers()
 
-    def write_temp(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> Path:
+    def write_temp(self, path: Path, content: bytes | memoryview, *, durable: bool) -> Path:
         """Write `content` beside `path` under a temporary name; removes it again when that fails."""
         temp = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}{TEMP_SUFFIX}")
         with self._lock:
@@ -46,7 +46,7 @@ class Files:
             raise
         return temp
 
-    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
+    def _write(self, path: Path, content: bytes | memoryview, *, durable: bool) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             view = memoryview(content)
@@ -87,7 +87,7 @@ class Files:
         with self._lock:
             return path in self._open_temps
 
-    def read(self, path: Path, size_bytes: int) -> bytearray:
+    def read(self, path: Path, size_bytes: int) -> memoryview:
         """The whole file, not mapped: a mapped file that is truncated later kills the process.
 
         WrongFileError before anything is read or allocated unless it is a plain file of this size.
@@ -102,9 +102,8 @@ class Files:
                 raise WrongFileError(f"has {found.st_size} bytes, its row says {size_bytes}")
             content = self.buffers.take(size_bytes)
             num_bytes = 0
-            with memoryview(content) as view:
-                while num_bytes < len(content) and (num_read := os.readv(fd, [view[num_bytes:]])):
-                    num_bytes += num_read
+            while num_bytes < len(content) and (num_read := os.readv(fd, [content[num_bytes:]])):
+                num_bytes += num_read
         finally:
             os.close(fd)
         if num_bytes < len(content):

@@ -92,7 +92,7 @@ def _alone(tensor: Tensor) -> Tensor:
     return copy
 
 
-def checksum(content: bytes | bytearray | memoryview) -> str:
+def checksum(content: bytes | memoryview) -> str:
     """xxh3-128 over the whole file: a flip in the header changes shapes, one in the data changes numbers."""
     return xxhash.xxh3_128_hexdigest(content)
 
@@ -126,7 +126,7 @@ def _bits(tensor: Tensor) -> np.ndarray:
     return tensor.view(_SAME_SIZE[tensor.element_size()]).numpy()
 
 
-def _tensor(content: bytearray | memoryview, spec: Mapping[str, Any]) -> Tensor:
+def _tensor(content: memoryview, spec: Mapping[str, Any]) -> Tensor:
     """One tensor as a view into the file's bytes."""
     dtype, shape = DTYPES[spec["dtype"]], spec["shape"]
     start, stop = spec["data_offsets"]
@@ -139,7 +139,7 @@ def _tensor(content: bytearray | memoryview, spec: Mapping[str, Any]) -> Tensor:
     return torch.frombuffer(content, dtype=dtype, count=count, offset=first + start).view(shape)
 
 
-def decode(content: bytearray | memoryview, *, is_tail: bool, num_tokens: int) -> Stored:
+def decode(content: memoryview, *, is_tail: bool, num_tokens: int) -> Stored:
     """The reverse of `encode`, as views into `content`; raises DamageError for anything that is not exactly that."""
     try:
         header = json.loads(bytes(content[8 : 8 + int.from_bytes(content[:8], "little")]))

@@ -64,7 +64,7 @@ class RiskyFiles(Files):
         self.is_reading, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def read(self, path: Path, size_bytes: int) -> bytearray:
+    def read(self, path: Path, size_bytes: int) -> memoryview:
         if ".tail." in path.name:
             return super().read(path, size_bytes)
         self.is_reading.set()

@@ -43,7 +43,7 @@ class CountedFiles(Files):
         self.is_reading, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def read(self, path: Path, size_bytes: int) -> bytearray:
+    def read(self, path: Path, size_bytes: int) -> memoryview:
         self.num_reads += 1
         self.is_reading.set()
         assert self.gate.wait(TIMEOUT_S)

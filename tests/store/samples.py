@@ -145,7 +145,7 @@ class BrokenFiles(Files):
         if call in self.fail:
             raise OSError(self.fail[call], os.strerror(self.fail[call]))
 
-    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
+    def _write(self, path: Path, content: bytes | memoryview, *, durable: bool) -> None:
         if "write" in self.fail:
             path.write_bytes(content[: len(content) // 2])  # a full disk stops in the middle
         self._maybe("write")
@@ -155,7 +155,7 @@ class BrokenFiles(Files):
         self._maybe("publish")
         super().publish(temp, path, durable=durable)
 
-    def read(self, path: Path, size_bytes: int) -> bytearray:
+    def read(self, path: Path, size_bytes: int) -> memoryview:
         self._maybe("read")
         return super().read(path, size_bytes)
 

@@ -164,7 +164,7 @@ def test_in_rounding_the_scope_that_shares_most_serves_and_no_other_is_read(cach
 class CountedFiles(Files):
     num_reads = 0
 
-    def read(self, path: Path, size_bytes: int) -> bytearray:
+    def read(self, path: Path, size_bytes: int) -> memoryview:
         self.num_reads += 1
         return super().read(path, size_bytes)
 
