@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -58,8 +58,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.engine_cases import Bench, Plan
+    from benchmarks.peers.apart import Apart
     from benchmarks.peers.ours import Ours, Setup
-    from benchmarks.peers.stock import Generate, load_stock
+    from benchmarks.peers.stock import make_generate
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -72,15 +73,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = home / "model"
         if options.shape in SHAPES:
             _say(f"writing random weights of shape {options.shape}")
-            _write_model(options, folder)
+            with ThreadPoolExecutor(1) as pool:  # what this thread had OpenMP start ends with it
+                pool.submit(_write_model, options, folder).result()
         else:
             folder = Path(options.shape)
         setup = Setup(str(folder), options.device, options.dtype, plan.slots, plan.context_tokens)
         ours = Ours(setup, home / "cache")
         stack.callback(ours.close)
         info = ours.engine.info
-        model = load_stock(folder, device=info.device, dtype=info.dtype)
-        peers = _peers(options, plan, model, setup, home, stack)
+        stock = (folder, info.device, info.dtype)
+        generate = Apart("generate", make_generate, *stock)
+        stack.callback(generate.close)
+        peers = _peers(options, plan, stock, setup, home, stack)
         about = machine(options.device)
         settings = {
             "shape": options.shape, "parameters": info.num_parameters, "dtype": info.dtype,
@@ -96,7 +100,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             setup,
             home / "cache",
             ours,
-            Generate(model),
+            generate,
             peers,
             num_threads=torch.get_num_threads(),
             say=_say,
@@ -117,20 +121,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _peers(options: argparse.Namespace, plan: Any, model: Any, setup: Any, home: Path, stack: ExitStack) -> list[Any]:
+def _peers(
+    options: argparse.Namespace, plan: Any, stock: tuple[Path, str, str], setup: Any, home: Path, stack: ExitStack
+) -> list[Any]:
     """Every other system that can be had, each with what it needs; says which cannot."""
+    from benchmarks.peers.apart import Apart
     from benchmarks.peers.daemon import start_daemon
     from benchmarks.peers.gguf import write_gguf
     from benchmarks.peers.llama import LlamaCpp
     from benchmarks.peers.server import Server
-    from benchmarks.peers.stock import ContinuousBatching
+    from benchmarks.peers.stock import make_batching
 
     peers: list[Any] = []
     # Twice what the largest step needs, so that prompts seen before can stay.
     capacity = (
         2 * max(*plan.streams, 2) * (max(*plan.prompt_tokens, plan.stream_prompt_tokens) + plan.answer_tokens + 64)
     )
-    peers.append(ContinuousBatching(model, capacity_tokens=capacity, batch_tokens=2048))
+    peers.append(Apart("generate_batch", make_batching, *stock, capacity, 2048))
     if find_spec("llama_cpp") is None or (options.gguf is None and find_spec("gguf") is None):
         _say("llama.cpp is not measured in this process: it needs the packages llama-cpp-python and gguf")
     else:
@@ -159,7 +166,6 @@ def _be_quiet() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
 
 
 def _say(text: str) -> None:

@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.peers.answer import Answer, PeerError, System
+from benchmarks.peers.answer import Answer, PeerError, Stock, System
+from benchmarks.peers.apart import Apart
 from benchmarks.peers.llama import LlamaCpp
 from benchmarks.peers.memory import peak_memory
 from benchmarks.peers.ours import Ours, Setup
 from benchmarks.peers.restart import ask_after_restart
-from benchmarks.peers.stock import Generate
 
 OFF = "semcache_off"  # our engine without look-up and without writes
 SHARED_TOKENS = 64  # the short prefix, and what follows the long one
@@ -86,7 +86,7 @@ class Bench:
     """The systems, and what was seen of them."""
 
     def __init__(
-        self, plan: Plan, setup: Setup, home: Path, ours: Ours, generate: Generate, peers: Sequence[System], *,
+        self, plan: Plan, setup: Setup, home: Path, ours: Ours, generate: Stock, peers: Sequence[System], *,
         num_threads: int, say: Callable[[str], None], seed: int,
     ) -> None:  # fmt: skip
         self.plan = plan
@@ -97,6 +97,7 @@ class Bench:
         self._generate = generate
         self._peers = peers
         self._num_threads = num_threads
+        self._pids = {peer.name: peer.pid for peer in (generate, *peers) if isinstance(peer, Apart)}
         self._say = say
         self._rng = random.Random(seed)
 
@@ -287,7 +288,7 @@ class Bench:
     def _record(self, key: Key, ask: Ask) -> list[Answer]:
         """A peer that fails leaves a gap in the table; the others go on."""
         try:
-            with peak_memory(self._setup.device) as peak:
+            with peak_memory(self._setup.device, self._pids.get(key.system)) as peak:
                 answers = ask()
         except PeerError as error:
             if key.system.startswith(self._ours.name):

@@ -56,6 +56,14 @@ class System(Protocol):
     def close(self) -> None: ...
 
 
+class Stock(System, Protocol):
+    """The model that all the others are compared with."""
+
+    def margin(self, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> float | None:
+        """How far apart its logits hold the first two tokens that differ; None where none does."""
+        ...
+
+
 class PeerError(RuntimeError):
     """A system gave no answer; the message says why."""
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
+import torch
+
 from benchmarks.peers.answer import Answer, PeerError
 from benchmarks.peers.folder import as_text
 from semcache.config import Config, EngineConfig, ModelConfig
@@ -21,6 +23,7 @@ from semcache.daemon.cache.lookup import Lookup, Match
 from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.threads import compute_with
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheMode, CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
 from semcache.daemon.resident import Progress
@@ -71,6 +74,7 @@ class Ours:
 
     def __init__(self, setup: Setup, home: Path) -> None:
         self._config = setup.config()
+        self._num_threads = torch.get_num_threads()
         self._home = home
         self.open_store()  # before the model, as the daemon does
         is_known = threading.Event()
@@ -90,7 +94,9 @@ class Ours:
         if self._loop.model.error is not None:
             self._loop.stop(_TIMEOUT_S)
             raise self._loop.model.error
-        self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="pool")
+        self._pool = ThreadPoolExecutor(
+            _POOL_THREADS, thread_name_prefix="pool", initializer=compute_with, initargs=(1,)
+        )
         self._granted = access("per_user", user=USER, allow_global="own")
         engine = self.engine
         self._model = model_key(
@@ -100,6 +106,7 @@ class Ours:
         self._ids = count()
 
     def _load(self, progress: Progress) -> Engine:
+        compute_with(self._num_threads)
         self.engine = load_engine(self._config, progress)
         self.engine.info = replace(self.engine.info, eos_token_ids=())  # every answer has the length that was asked for
         return self.engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
@@ -27,6 +29,21 @@ def load_stock(folder: Path, *, device: str, dtype: str) -> Any:
     model = model.to(device).eval().requires_grad_(False)
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     return model
+
+
+def make_generate(folder: Path, device: str, dtype: str) -> Generate:
+    """In a process that does nothing else."""
+    transformers.utils.logging.set_verbosity_error()
+    return Generate(load_stock(folder, device=device, dtype=dtype))
+
+
+def make_batching(folder: Path, device: str, dtype: str, capacity_tokens: int, batch_tokens: int) -> ContinuousBatching:
+    """In a process that does nothing else."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
+    model = load_stock(folder, device=device, dtype=dtype)
+    return ContinuousBatching(model, capacity_tokens=capacity_tokens, batch_tokens=batch_tokens)
 
 
 class Generate:
