@@ -246,7 +246,9 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 tables = st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(rows=tables)
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
 def test_what_was_written_is_read(load, suffix, rows):

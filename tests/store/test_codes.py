@@ -42,7 +42,9 @@ def test_no_score_is_farther_off_than_the_bound(num: int, dim: int, seed: int, s
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.booleans()), min_size=1, max_size=150), st.integers(0, 9)
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_the_nearest_are_those_of_an_exact_search(coded: None, steps: list[tuple[int, bool, bool]], seed: int) -> None:
     """After any adds, replacements and removals, also of vectors that codes can hardly tell apart."""
     pool = units(200, 64, seed, 0.02)
