@@ -33,17 +33,21 @@ def load_stock(folder: Path, *, device: str, dtype: str) -> Any:
 
 def make_generate(folder: Path, device: str, dtype: str) -> Generate:
     """In a process that does nothing else."""
-    transformers.utils.logging.set_verbosity_error()
+    _be_quiet()
     return Generate(load_stock(folder, device=device, dtype=dtype))
 
 
 def make_batching(folder: Path, device: str, dtype: str, capacity_tokens: int, batch_tokens: int) -> ContinuousBatching:
     """In a process that does nothing else."""
+    _be_quiet()
+    model = load_stock(folder, device=device, dtype=dtype)
+    return ContinuousBatching(model, capacity_tokens=capacity_tokens, batch_tokens=batch_tokens)
+
+
+def _be_quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
-    model = load_stock(folder, device=device, dtype=dtype)
-    return ContinuousBatching(model, capacity_tokens=capacity_tokens, batch_tokens=batch_tokens)
 
 
 class Generate:
