@@ -155,10 +155,13 @@ class Ours:
         A free slot is the last one given back, which often held the very prompt that is asked next. Attention that
         sees one such key sees hardly anything else.
         """
-        pool = self.engine._pool
-        for tensors in (pool.keys, pool.values):
-            for tensor in tensors:
-                tensor[pool._free[-2:], :, :num_tokens] = _SPOILED
+        slots = self.engine._pool
+
+        def spoil() -> None:
+            for tensor in (*slots.keys, *slots.values):
+                tensor[slots._free[-2:], :, :num_tokens] = _SPOILED
+
+        self._pool.submit(spoil).result()  # on a thread that computes alone, as all but the engine's do
 
     def settle(self) -> None:
         """Wait until nothing is written any more."""
