@@ -125,10 +125,11 @@ def _peers(
     options: argparse.Namespace, plan: Any, stock: tuple[Path, str, str], setup: Any, home: Path, stack: ExitStack
 ) -> list[Any]:
     """Every other system that can be had, each with what it needs; says which cannot."""
+    from benchmarks.engine_cases import LLAMA_CPP
     from benchmarks.peers.apart import Apart
     from benchmarks.peers.daemon import start_daemon
     from benchmarks.peers.gguf import write_gguf
-    from benchmarks.peers.llama import LlamaCpp
+    from benchmarks.peers.llama import make_llama
     from benchmarks.peers.server import Server
     from benchmarks.peers.stock import make_batching
 
@@ -139,10 +140,10 @@ def _peers(
     )
     peers.append(Apart("generate_batch", make_batching, *stock, capacity, 2048))
     if find_spec("llama_cpp") is None or (options.gguf is None and find_spec("gguf") is None):
-        _say("llama.cpp is not measured in this process: it needs the packages llama-cpp-python and gguf")
+        _say("llama-cpp-python is not measured: it needs the packages llama-cpp-python and gguf")
     else:
         gguf = options.gguf or write_gguf(Path(setup.folder), home / "model.gguf")
-        peers.append(LlamaCpp(gguf, context_tokens=plan.context_tokens))
+        peers.append(Apart(LLAMA_CPP, make_llama, gguf, plan.context_tokens))
     if options.over_socket:
         socket = stack.enter_context(start_daemon(setup, home / "daemon"))
         peers.append(Server("semcache_socket", "http://semcache", socket=str(socket)))

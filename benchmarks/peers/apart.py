@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class Apart:
         """As `Stock.margin`, where it is one."""
         margin: float | None = self._call("margin", prompt, ours, theirs)
         return margin
+
+    def ask_after_restore(self, prompt: Sequence[int], max_tokens: int, file: Path) -> Answer:
+        """As `LlamaCpp.ask_after_restore`, where it is that."""
+        answer: Answer = self._call("ask_after_restore", prompt, max_tokens, file)
+        return answer
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python, in this process, with KV in float32 as everywhere else here.
+"""llama.cpp through llama-cpp-python, with KV in float32 as everywhere else here.
 
 Its prefix cache keeps the last prompt only, so a prompt that was asked just before is warm.
 """
@@ -69,3 +69,8 @@ class LlamaCpp:
 
     def close(self) -> None:
         self._model.close()
+
+
+def make_llama(gguf: Path, context_tokens: int) -> LlamaCpp:
+    """For a process of its own."""
+    return LlamaCpp(gguf, context_tokens=context_tokens)

@@ -250,7 +250,7 @@ def test_nobody_at_the_address_is_a_peer_error() -> None:
         Server("peer", "http://127.0.0.1:9")
 
 
-def test_llama_cpp_in_this_process_is_asked_for_token_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_llama_cpp_is_asked_for_token_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The package is an edge of our world and rarely there."""
     asked: list[tuple[list[int], float]] = []
 
