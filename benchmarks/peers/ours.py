@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -94,6 +95,7 @@ class Ours:
         if self._loop.model.error is not None:
             self._loop.stop(_TIMEOUT_S)
             raise self._loop.model.error
+        gc.freeze()  # as the daemon does: a collection through all modules holds every thread up for 200 ms
         self._pool = ThreadPoolExecutor(
             _POOL_THREADS, thread_name_prefix="pool", initializer=compute_with, initargs=(1,)
         )

@@ -48,6 +48,7 @@ class Engine:
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
         trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
         self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
+        self._last_rows = trial.last_rows
         code = f"{loaded.info.products};{loaded.info.forward}"
         self.numerics = numerics(
             loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, code, trial.digest, exactness
@@ -75,9 +76,7 @@ class Engine:
         if request.num_restored == request.num_prompt_tokens:
             if request.prompt_logits is not None:
                 return
-            # All KV but no logits: what lies behind the last cut runs again; in `bitwise` that is the last chunk, with
-            # the shape that it had when it ran first.
-            request.num_computed = last_cut(request.num_prompt_tokens, self.cut_tokens)
+            request.num_computed = self._start_for_logits(request.num_prompt_tokens)
         try:
             self._restore(request)
         except EngineError:
@@ -234,6 +233,16 @@ class Engine:
         del self._forward, self._pool
         if torch.device(self.info.device).type == "cuda":
             torch.cuda.empty_cache()
+
+    def _start_for_logits(self, num_prompt_tokens: int) -> int:
+        """Where to begin where all KV is there but no logits: behind the last cut.
+
+        In `bitwise` that is a chunk, with the shape that it had when it ran first, or as much of its end as was proven
+        to give the same bits.
+        """
+        cut = last_cut(num_prompt_tokens, self.cut_tokens)
+        is_whole_chunk = num_prompt_tokens - cut == self.prefill_chunk_tokens
+        return num_prompt_tokens - self._last_rows if cut and is_whole_chunk else cut
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""

@@ -1,8 +1,10 @@
-"""What an engine computes before anybody asks: kernels get chosen, the last bits get a name, wide passes are proven.
+"""What an engine computes before anybody asks: kernels get chosen, the last bits get a name, other shapes are proven.
 
 A wide pass takes several chunks of a prompt at once, with attention chunk by chunk as ever. Every other product works
 row by row, so it may give each row the bits that a single chunk gives it; whether it does is up to the kernels, and
 tried here. Where it does, a lone prompt costs fewer passes and its KV may still be cut at every chunk.
+
+A narrow pass takes the last rows of a chunk alone: all that is needed where KV was restored and only logits are not.
 """
 
 from __future__ import annotations
@@ -23,15 +25,22 @@ from semcache.daemon.engine.sampler import SampleKey, sample
 from semcache.daemon.request import Sampling
 
 WIDTHS = (4, 2)  # chunks in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
+# Queries are attended in blocks of 32 (64 where a chunk has 192 and more), so a whole block may keep its bits.
+NARROW_ROWS = (32, 64)
+_NARROW_CHUNKS = 8  # restored before the chunk of the trial: enough keys for several blocks of them
 _TELLING_LAYERS = 3  # layers of one structure call the same kernels; a model of several kinds is tried as a whole
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`digest` names the bits that are computed here; `widths` are the proven numbers of chunks, largest first."""
+    """`digest` names the bits that are computed here; `widths` are the proven numbers of chunks, largest first.
+
+    `last_rows` of a chunk that is not the first of its prompt give its last token the bits that the whole chunk does.
+    """
 
     digest: str
     widths: tuple[int, ...]
+    last_rows: int
 
 
 @torch.inference_mode()
@@ -41,7 +50,11 @@ def try_out(forward: Forward, pool: SlotPool, chunk_tokens: int) -> Trial:
     sample(torch.zeros(1, pool.info.vocab_size), [SampleKey(Sampling(temperature=1.0), 0, 0)])
     slot = pool.acquire()
     try:
-        return Trial(_digest(forward, pool, slot, chunk_tokens), _proven_widths(forward, pool, slot, chunk_tokens))
+        return Trial(
+            _digest(forward, pool, slot, chunk_tokens),
+            _proven_widths(forward, pool, slot, chunk_tokens),
+            _proven_last_rows(forward, pool, slot, chunk_tokens),
+        )
     finally:
         pool.release(slot)
 
@@ -81,6 +94,30 @@ def _proven_widths(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: in
         for width in widths
         if all(map(torch.equal, computed(1, width * chunk_tokens), computed(width, width * chunk_tokens)))
     )
+
+
+def _proven_last_rows(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> int:
+    depth = _telling_depth(forward, pool.info.num_layers)
+    start = min(_NARROW_CHUNKS, pool.info.context_tokens // chunk_tokens - 1) * chunk_tokens
+    stop = start + chunk_tokens
+    if start <= 0:
+        return chunk_tokens
+    tokens = _tokens(pool, stop)
+
+    def computed(num_rows: int) -> tuple[Tensor, ...]:
+        """Logits and KV that come from the last rows of the chunk; what is before them stays as it is in the slot."""
+        some, first = tokens[stop - num_rows :], stop - num_rows
+        logits = None
+        if depth < pool.info.num_layers:
+            _begin_pass(forward, pool, slot, some, first, num_rows, depth)
+        else:
+            logits = prefill_chunk(forward, pool, slot, some, first, is_last=True)
+        kv = pool.snapshot(slot, start, stop)
+        return kv.keys[:depth], kv.values[:depth], *([] if logits is None else [logits])
+
+    whole = computed(chunk_tokens)
+    narrower = [num_rows for num_rows in NARROW_ROWS if num_rows < chunk_tokens]
+    return next((rows for rows in narrower if all(map(torch.equal, whole, computed(rows)))), chunk_tokens)
 
 
 def _begin_pass(

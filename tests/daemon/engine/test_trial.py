@@ -1,4 +1,4 @@
-"""Several chunks in one pass give the bits of one chunk each, or are not done; the digest names the bits."""
+"""Several chunks in one pass, and the end of one alone, give the bits of one chunk each, or are not done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from semcache.daemon.engine.model import LoadedModel, load_model
 from semcache.daemon.engine.packed import PLAIN
 from semcache.daemon.engine.trial import WIDTHS, _telling_depth
 from semcache.store.tensors import KVSpan
-from tests.daemon.engine.conftest import FAMILIES, load, random_prompt, request_for
+from tests.daemon.engine.conftest import FAMILIES, load, random_prompt, request_for, restored_request
 
 CHUNK = 16
 Loaded = Callable[..., LoadedModel]
@@ -72,24 +72,74 @@ def plain_llama(model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyP
 
 
 class Moody(nn.Linear):
-    """Rounds otherwise when it gets many rows, as a library may that has a kernel for each size."""
+    """Rounds otherwise when it gets another number of rows, as a library may that has a kernel for each size."""
+
+    def __init__(self, linear: nn.Linear, few: int, many: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+        self.rows = range(few, many + 1)
 
     def forward(self, states: Tensor) -> Tensor:
         output = super().forward(states)
-        return output * (1 + 1e-6) if states.shape[-2] > 2 * CHUNK else output
+        return output if states.shape[-2] in self.rows else output * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("layer", [0, -1])
 def test_kernels_that_depend_on_the_number_of_rows_are_found(layer: int, plain_llama: LoadedModel) -> None:
     loaded = plain_llama
     mlp: Any = loaded.model.base_model.layers[layer].mlp
-    moody = Moody(mlp.down_proj.in_features, mlp.down_proj.out_features, bias=False)
-    moody.weight = mlp.down_proj.weight
-    mlp.down_proj = moody
+    mlp.down_proj = Moody(mlp.down_proj, 1, 2 * CHUNK)
     engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=CHUNK)
     assert engine.widths in ((), (2,))
     assert set(engine.widths) <= set(WIDTHS)
     assert_wide_is_narrow(engine, 8 * CHUNK)
+
+
+def assert_logits_come_back(engine: Engine, num_tokens: int) -> None:
+    """All KV of a prompt restored without its logits: as few rows as were proven give them, and the same KV."""
+    prompt = random_prompt(random.Random(num_tokens), num_tokens)
+    kv, logits, _ = computed(engine, prompt, wide=False)
+    warm = restored_request(prompt, [kv])
+    engine.begin(warm)
+    chunk_tokens = engine.prefill_chunk_tokens
+    is_first, is_whole = num_tokens <= chunk_tokens, num_tokens % chunk_tokens == 0
+    start = (num_tokens - 1) // chunk_tokens * chunk_tokens
+    assert warm.num_computed == (num_tokens - engine._last_rows if is_whole and not is_first else start)
+    assert engine.prefill(warm) is not None
+    again = engine.kv(warm, 0, num_tokens)
+    engine.release(warm)
+    assert torch.equal(again.keys, kv.keys)
+    assert torch.equal(again.values, kv.values)
+    assert torch.equal(warm.prompt_logits, logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_end_of_a_chunk_has_the_bits_of_the_whole(family: str, dtype: str, loaded: Loaded) -> None:
+    engine = Engine(loaded(family, dtype), num_slots=1, prefill_chunk_tokens=64)
+    print(family, dtype, "rows", engine._last_rows)
+    for num_tokens in (40, 64, 65, 128, 150, 192, 256):
+        assert_logits_come_back(engine, num_tokens)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_end_of_a_chunk_of_the_built_in_model(dtype: str) -> None:
+    loaded = load_model("mini", device="cpu", dtype=dtype, max_context_tokens=1536, progress=lambda *_: None)
+    engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
+    print("mini", dtype, "rows", engine._last_rows)
+    for num_tokens in (256, 640, 1536):
+        assert_logits_come_back(engine, num_tokens)
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_kernel_for_few_rows_is_found(layer: int, plain_llama: LoadedModel) -> None:
+    mlp: Any = plain_llama.model.base_model.layers[layer].mlp
+    few = mlp.down_proj
+    for least, expected in ((33, 64), (65, 128)):
+        mlp.down_proj = Moody(few, least, 256)
+        engine = Engine(plain_llama, num_slots=1, prefill_chunk_tokens=128)
+        assert engine._last_rows in (expected, 128)  # the stock kernels may be moody themselves
+        assert_logits_come_back(engine, 256)
 
 
 def test_layers_of_one_kind_are_tried_in_part_and_others_as_a_whole(plain_llama: LoadedModel) -> None:
