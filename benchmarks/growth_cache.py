@@ -14,6 +14,7 @@ from semcache.daemon.cache.identity import chain_root, identify
 from semcache.daemon.cache.lookup import Lookup, ModelKey
 from semcache.daemon.cache.policy import ThresholdPolicy
 from semcache.daemon.cache.strategy import access, user_scope
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import CacheOptions, Message, Request, Sampling
 from semcache.store.blocks import BlockKey, Owner, block_chain
 from semcache.store.entries import Entry, new_entry_id, pack_vector
@@ -24,7 +25,9 @@ DIM = 384
 BLOCK_TOKENS = 16
 _BLOCKS_PER_PROMPT = 8
 _USER = "os:0"
-_MODEL = ModelKey("bench", "bench", "bench-fingerprint", "bench-numerics", BLOCK_TOKENS, BLOCK_TOKENS)
+_MODEL = ModelKey(
+    "bench", "bench", "bench-fingerprint", "bench-numerics", Cuts(BLOCK_TOKENS, BLOCK_TOKENS), BLOCK_TOKENS
+)
 _SCOPE = user_scope(_USER)
 _OWNER = Owner(_SCOPE.name, _USER, _MODEL.folder_id, _MODEL.fingerprint)
 _SAMPLING = Sampling()

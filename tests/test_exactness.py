@@ -37,7 +37,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def model_key(engine: Engine) -> ModelKey:
     info = engine.info
-    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.cut_tokens, 64)
+    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.cuts, 64)
 
 
 def request_of(engine: Engine, question: str, context: str | None, mode: CacheMode) -> Request:
@@ -116,7 +116,7 @@ def test_logits_are_bit_identical_and_answers_are_those_of_no_cache(
         assert torch.equal(logits, warm_logits)
         assert answer == warm_answer
         # The same prompt cut at a chunk boundary: the rest is computed, and gives the same bits.
-        blocks_per_chunk = model.cut_tokens // model.block_tokens
+        blocks_per_chunk = model.cuts.every // model.block_tokens
         for num_chunks in cuts(-(-len(match.spans) // blocks_per_chunk), turn):
             num_blocks = num_chunks * blocks_per_chunk
             partial = request_of(engine, question, context, CacheMode.PREFIX)

@@ -67,7 +67,7 @@ def find(store: Store, engine: Engine, tokens: Sequence[int]) -> Match:
 
 def key_of(engine: Engine) -> ModelKey:
     info = engine.info
-    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.cut_tokens, BLOCK_TOKENS)
+    return ModelKey(info.name, info.folder_id, info.fingerprint, engine.numerics, engine.cuts, BLOCK_TOKENS)
 
 
 def cold(engine: Engine, tokens: Sequence[int]) -> tuple[Request, KVSpan]:
@@ -102,9 +102,8 @@ def test_kv_and_logits_are_the_same_bits_from_every_tier_at_every_boundary(engin
                 assert match.num_restored == NUM_TOKENS
                 assert assert_same_bits(engine, tokens, match, expected, cold_kv) == 0
             else:
-                # Of a prompt that ends where a chunk does, the last chunk runs for the logits.
-                usable = min(num_shared, len(tokens) - 1)
-                assert match.num_restored == usable // CHUNK_TOKENS * CHUNK_TOKENS
+                # Of a prompt that ends where a chunk does, the last chunk or its end runs for the logits.
+                assert match.num_restored == engine.cuts.start(min(num_shared, len(tokens)), len(tokens))
                 assert assert_same_bits(engine, tokens, match, expected, cold_kv) >= 1
 
     for name, limits in (("ram", RAM), ("disk", DISK)):

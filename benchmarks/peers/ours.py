@@ -102,7 +102,7 @@ class Ours:
         self._granted = access("per_user", user=USER, allow_global="own")
         engine = self.engine
         self._model = model_key(
-            Served(engine.info, engine.tokenizer, engine.numerics, engine.cut_tokens, engine.num_slots),
+            Served(engine.info, engine.tokenizer, engine.numerics, engine.cuts, engine.num_slots),
             block_tokens=self._config.cache.block_tokens,
         )
         self._ids = count()

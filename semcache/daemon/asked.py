@@ -67,5 +67,5 @@ def model_key(served: Served, *, block_tokens: int) -> ModelKey:
     info = served.info
     return ModelKey(
         name=info.name, folder_id=info.folder_id, fingerprint=info.fingerprint, numerics=served.numerics,
-        cut_tokens=served.cut_tokens, block_tokens=block_tokens,
+        cuts=served.cuts, block_tokens=block_tokens,
     )  # fmt: skip

@@ -55,7 +55,7 @@ class Resident:
             self._become(ModelState("failed", error=ModelLoadError(f"the model cannot be loaded: {error}")))
         else:
             self.engine = engine
-            self.served = Served(engine.info, engine.tokenizer, engine.numerics, engine.cut_tokens, engine.num_slots)
+            self.served = Served(engine.info, engine.tokenizer, engine.numerics, engine.cuts, engine.num_slots)
             self.used()
             self._become(ModelState("ready"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.engine.model import ModelInfo
 from semcache.daemon.engine.tokenizer import Tokenizer
 from semcache.errors import SemcacheError
@@ -27,5 +28,5 @@ class Served:
     info: ModelInfo
     tokenizer: Tokenizer
     numerics: str
-    cut_tokens: int  # KV may be reused up to a multiple of this
+    cuts: Cuts
     num_slots: int

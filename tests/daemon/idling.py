@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from semcache.daemon.cache.admit import PromptKV
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.idle import IdleTime
@@ -50,7 +51,7 @@ class FakeLoop:
             vocab_size=8,
         )  # fmt: skip
         self.served: Any = SimpleNamespace(
-            info=info, tokenizer=Bytes(), numerics=MODEL.numerics, cut_tokens=CHUNK_TOKENS
+            info=info, tokenizer=Bytes(), numerics=MODEL.numerics, cuts=Cuts(CHUNK_TOKENS, CHUNK_TOKENS)
         )
         self.num_waiting = 0
         self.submitted: asyncio.Queue[Request] = asyncio.Queue()

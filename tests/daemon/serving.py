@@ -25,7 +25,7 @@ def service_of(
 ) -> Service:  # fmt: skip
     """Blocks are as long as `words.MODEL` says."""
     config = replace(Config(), cache=replace(Config().cache, block_tokens=MODEL.block_tokens))
-    turns, journal = Turns(chunk_tokens=MODEL.cut_tokens), Journal(school.store)
+    turns, journal = Turns(chunk_tokens=MODEL.cuts.every), Journal(school.store)
     flights, aftermath = Flights(), Aftermath(pool)
     shared: dict[str, Any] = {
         "lookup": school.cache.lookup, "lessons": school.lessons, "turns": turns, "journal": journal,

@@ -11,6 +11,7 @@ import pytest
 from semcache.daemon.asked import donor_of, model_key, request_of, tokenise
 from semcache.daemon.cache.similar import Neighbour
 from semcache.daemon.cache.strategy import Scope
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.live import Ask
 from semcache.daemon.request import CacheOptions, Message, Sampling
 from semcache.errors import PromptTooLongError, UsageError
@@ -35,7 +36,7 @@ class Bytes:
 
 def served(*around: tuple[int, ...]) -> Any:
     info = SimpleNamespace(name="m", context_tokens=CONTEXT, fingerprint="f", folder_id="m-1")
-    return SimpleNamespace(info=info, tokenizer=Bytes(*around), numerics="n", cut_tokens=32)
+    return SimpleNamespace(info=info, tokenizer=Bytes(*around), numerics="n", cuts=Cuts(32, 32))
 
 
 def ask(text: str, max_tokens: int = 8, **changed: Any) -> Ask:
@@ -94,4 +95,4 @@ def test_a_donor_of_another_model_is_cut_anew_without_what_begins_a_prompt(finis
 
 def test_the_model_key_is_of_the_served_model() -> None:
     key = model_key(served(), block_tokens=16)
-    assert dataclasses.astuple(key) == ("m", "m-1", "f", "n", 32, 16)
+    assert dataclasses.astuple(key) == ("m", "m-1", "f", "n", (32, 32), 16)

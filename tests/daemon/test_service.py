@@ -57,7 +57,7 @@ class Line(FakeLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self.served.cut_tokens = MODEL.cut_tokens
+        self.served.cuts = MODEL.cuts
         self.waiting: set[str] = set()
 
     def submit(self, request: Request, hand_over: Callable[[Request, PromptKV | None], None]) -> None:

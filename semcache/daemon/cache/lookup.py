@@ -17,6 +17,7 @@ from semcache.daemon.cache.identity import Identity, chain_root, fits, identify
 from semcache.daemon.cache.policy import Policy, Verdict
 from semcache.daemon.cache.similar import Neighbour, Similarity
 from semcache.daemon.cache.strategy import Access, Scope
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import Donor, Outcome, Receipt, Request
 from semcache.store.blocks import BlockKey, Continuation, block_chain, tail_key
 from semcache.store.entries import Entry
@@ -35,12 +36,8 @@ class ModelKey:
     folder_id: str
     fingerprint: str
     numerics: str
-    cut_tokens: int  # KV is reused up to a multiple of this: the prefill's chunk in `bitwise`, 1 in `rounding`
+    cuts: Cuts
     block_tokens: int
-
-    @property
-    def cuts_anywhere(self) -> bool:
-        return self.cut_tokens == 1
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ class PromptKeys:
     def of(scope: Scope, model: ModelKey, prompt_tokens: Sequence[int]) -> PromptKeys:
         root = chain_root(scope.name, model.fingerprint, model.numerics)
         # Where any number of tokens can be reused, first blocks are children too, so that the nearest of them is found.
-        origin = root if model.cuts_anywhere else None
-        num_cut = len(prompt_tokens) // model.cut_tokens * model.cut_tokens
+        origin = root if model.cuts.are_anywhere else None
+        num_cut = model.cuts.last(len(prompt_tokens))
         blocks = block_chain(root, prompt_tokens[:num_cut], model.block_tokens, parent=origin)
         first = len(blocks) * model.block_tokens
         parent = blocks[-1].hash if blocks else origin
@@ -257,9 +254,9 @@ class Lookup:
                 spans = [*spans, record.span] if record.span.num_tokens else spans
                 num_restored, logits = request.num_prompt_tokens, record.logits
             else:
-                if model.cuts_anywhere and (more := self._load_more(keys, len(spans), worth_ms)) is not None:
+                if model.cuts.are_anywhere and (more := self._load_more(keys, len(spans), worth_ms)) is not None:
                     spans, num_restored = [*spans, more], num_restored + more.num_tokens
-                num_restored = _cut(num_restored, request.num_prompt_tokens, model.cut_tokens)
+                num_restored = model.cuts.start(num_restored, request.num_prompt_tokens)
                 spans = leading(spans, num_restored)
             if num_restored > match.num_restored:
                 self._restore(match, scope, spans, num_restored, logits)
@@ -272,14 +269,18 @@ class Lookup:
 
     def _has_more(self, keys: PromptKeys, model: ModelKey, num_restored: int) -> bool:
         """Whether a scope covers more than another one did; looks at rows and reads one block at most."""
-        num_wanted = num_restored + model.cut_tokens
+        num_wanted = num_restored + model.cuts.every
         if num_wanted >= keys.num_tokens:  # a token is left to compute, unless the last position's logits are there
-            return num_restored < keys.num_tokens and not self.store.missing([*keys.blocks, keys.tail])
+            num_covered = len(keys.blocks) * model.block_tokens
+            is_more = num_restored < model.cuts.start(num_covered, keys.num_tokens)
+            return num_restored < keys.num_tokens and not self.store.missing(
+                keys.blocks if is_more else [*keys.blocks, keys.tail]
+            )
         num_blocks = -(-num_wanted // model.block_tokens)
         if num_blocks <= len(keys.blocks) and not self.store.missing(keys.blocks[:num_blocks]):
             return True
         num_whole = num_restored // model.block_tokens
-        if not model.cuts_anywhere or self.store.missing(keys.blocks[:num_whole]):
+        if not model.cuts.are_anywhere or self.store.missing(keys.blocks[:num_whole]):
             return False
         more = self.store.load_continuation(keys.behind(num_whole))
         return more is not None and num_whole * model.block_tokens + more.num_tokens > num_restored
@@ -297,14 +298,6 @@ class Lookup:
 
 def _serves(entry: Entry, request: Request) -> bool:
     return fits(request.sampling, entry.finish_reason, entry.num_completion_tokens)
-
-
-def _cut(num_tokens: int, num_prompt_tokens: int, cut_tokens: int) -> int:
-    """The last place for a cut that is covered and leaves at least one token to compute.
-
-    Cutting only at the prefill's chunks makes a warm run execute the same kernels on the same shapes as a cold one.
-    """
-    return min(num_tokens, num_prompt_tokens - 1) // cut_tokens * cut_tokens
 
 
 def _whole(blocks: Generator[KVSpan, None, None], num_blocks: int, rest: KVSpan) -> Generator[KVSpan, None, None]:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from semcache.config import Exactness
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.draft import Proposal, usable
 from semcache.daemon.engine.fingerprint import numerics
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.prefill import chunk_logits, last_cut, next_stop, prefill_chunk
+from semcache.daemon.engine.prefill import chunk_logits, next_stop, prefill_chunk
 from semcache.daemon.engine.sampler import NAN_LOGITS, SampleKey, sample
 from semcache.daemon.engine.trial import try_out
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
@@ -40,15 +41,13 @@ class Engine:
         self.num_slots = num_slots
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.tie_margin = tie_margin or TIE_MARGINS[loaded.info.dtype]
-        # KV may be reused up to a multiple of this.
-        self.cut_tokens = prefill_chunk_tokens if exactness == "bitwise" else 1
         self._forward = loaded.forward
         self._pool = SlotPool(loaded.info, num_slots)
         self._pool.touch(_TOUCHED_BYTES)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
         trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
         self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
-        self._last_rows = trial.last_rows
+        self.cuts = Cuts(prefill_chunk_tokens, trial.last_rows) if exactness == "bitwise" else Cuts(1, 1)
         code = f"{loaded.info.products};{loaded.info.forward}"
         self.numerics = numerics(
             loaded.info.device, loaded.info.dtype, prefill_chunk_tokens, code, trial.digest, exactness
@@ -57,7 +56,7 @@ class Engine:
     @property
     def reuses_answers(self) -> bool:
         """Whether KV of decode steps may be reused: a prefill of the same tokens rounds differently."""
-        return self.cut_tokens == 1
+        return self.cuts.are_anywhere
 
     @property
     def num_free_slots(self) -> int:
@@ -76,7 +75,7 @@ class Engine:
         if request.num_restored == request.num_prompt_tokens:
             if request.prompt_logits is not None:
                 return
-            request.num_computed = self._start_for_logits(request.num_prompt_tokens)
+            request.num_computed = self.cuts.start(request.num_prompt_tokens, request.num_prompt_tokens)
         try:
             self._restore(request)
         except EngineError:
@@ -100,7 +99,7 @@ class Engine:
         num_arrived = sum(span.num_tokens for span in request.restored)
         if num_arrived == request.num_prompt_tokens:
             return True
-        request.lose_restored(num_arrived // self.cut_tokens * self.cut_tokens)
+        request.lose_restored(self.cuts.last(num_arrived))
         request.restored = leading(request.restored, request.num_restored)
         if request.slot is not None:
             self._restore(request)
@@ -114,7 +113,7 @@ class Engine:
         """
         start, num_prompt_tokens = request.num_computed, request.num_prompt_tokens
         if start < num_prompt_tokens:
-            stop = next_stop(start, num_prompt_tokens, self.prefill_chunk_tokens, self.cut_tokens)
+            stop = next_stop(start, num_prompt_tokens, self.prefill_chunk_tokens, self.cuts)
             if wide and stop - start == self.prefill_chunk_tokens:
                 num_chunks = (num_prompt_tokens - start) // self.prefill_chunk_tokens
                 stop = start + self.prefill_chunk_tokens * next((w for w in self.widths if w <= num_chunks), 1)
@@ -233,16 +232,6 @@ class Engine:
         del self._forward, self._pool
         if torch.device(self.info.device).type == "cuda":
             torch.cuda.empty_cache()
-
-    def _start_for_logits(self, num_prompt_tokens: int) -> int:
-        """Where to begin where all KV is there but no logits: behind the last cut.
-
-        In `bitwise` that is a chunk, with the shape that it had when it ran first, or as much of its end as was proven
-        to give the same bits.
-        """
-        cut = last_cut(num_prompt_tokens, self.cut_tokens)
-        is_whole_chunk = num_prompt_tokens - cut == self.prefill_chunk_tokens
-        return num_prompt_tokens - self._last_rows if cut and is_whole_chunk else cut
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""

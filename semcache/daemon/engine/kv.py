@@ -5,11 +5,12 @@ A step says which rows of the pool a forward works on. Knows nothing of requests
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
@@ -84,7 +85,7 @@ class SlotPool:
         try:
             self.keys = [_zeros((*shape, info.key_dim), dtype, device) for _ in layers]
             self.values = [_zeros((*shape, info.value_dim), dtype, device) for _ in layers]
-        except (RuntimeError, MemoryError) as error:  # out of memory, on every device
+        except (RuntimeError, MemoryError, OSError) as error:  # out of memory, on every device
             size = num_slots * shape[2] * info.kv_bytes_per_token / 2**30
             raise ModelLoadError(
                 f"{num_slots} slots of {info.context_tokens} tokens need {size:.1f} GiB on {info.device}, which are "
@@ -221,10 +222,15 @@ def _runs(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take no memory before they are written, where the system can do that."""
+    """Zeros that take no memory before they are written, and then as many small pages as they need.
+
+    In huge pages, which numpy asks for, a short prompt touches one for every two heads of every layer: 1.4 GB for 8
+    slots of 128 tokens instead of 46 MB, and a first chunk of 700 ms instead of 200 (135M, 4,300 tokens of context).
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros((*shape, dtype.itemsize), np.uint8)).view(dtype).squeeze(-1)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def slot_capacity(context_tokens: int) -> int:

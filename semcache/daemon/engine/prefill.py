@@ -11,18 +11,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.engine.forward import Forward, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
 
 
-def next_stop(start: int, num_prompt_tokens: int, chunk_tokens: int, cut_tokens: int) -> int:
+def next_stop(start: int, num_prompt_tokens: int, chunk_tokens: int, cuts: Cuts) -> int:
     """Where the chunk that begins at `start` ends: a chunk behind the last place for a cut, or with the prompt."""
-    return min(num_prompt_tokens, start // cut_tokens * cut_tokens + chunk_tokens)
-
-
-def last_cut(num_prompt_tokens: int, cut_tokens: int) -> int:
-    """The last place for a cut that leaves the last prompt token to compute."""
-    return (num_prompt_tokens - 1) // cut_tokens * cut_tokens
+    return min(num_prompt_tokens, cuts.last(start) + chunk_tokens)
 
 
 def prefill_chunk(

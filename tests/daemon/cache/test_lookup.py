@@ -15,6 +15,7 @@ from semcache.daemon.cache.identity import identify
 from semcache.daemon.cache.lookup import Match, ModelKey, PromptKeys
 from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import Access, access
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import CacheMode, Message, Outcome, Request, Sampling
 from semcache.store.aliases import Alias
 from semcache.store.files import Files
@@ -101,7 +102,8 @@ def test_the_identical_prompt_is_restored_whole_and_others_to_a_chunk_boundary(c
     assert told(other)[0] == "miss"
 
 
-ROUNDING = replace(MODEL, numerics="rounding", cut_tokens=1)
+ROUNDING = replace(MODEL, numerics="rounding", cuts=Cuts(1, 1))
+NARROW = replace(MODEL, numerics="narrow", cuts=Cuts(32, 8))
 
 
 def round_find(cache: Cache, tokens: list[int], granted: Access | None = None) -> Match:
@@ -182,7 +184,7 @@ def cold(tmp_path: Path, files: CountedFiles) -> Iterator[Cache]:
     store.close()
 
 
-@pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
+@pytest.mark.parametrize("model", [MODEL, ROUNDING, NARROW], ids=["bitwise", "rounding", "narrow"])
 @pytest.mark.parametrize("num_tokens", [15, 32, 40])
 def test_a_whole_prompt_may_arrive_late_and_nothing_else(
     cold: Cache, files: CountedFiles, model: ModelKey, num_tokens: int
@@ -198,7 +200,7 @@ def test_a_whole_prompt_may_arrive_late_and_nothing_else(
 
     at_once, files.num_reads = find(tokens, late=False), 0
     late = find(tokens, late=True)
-    has_blocks = num_tokens >= model.cut_tokens and num_tokens >= model.block_tokens
+    has_blocks = num_tokens >= model.cuts.every and num_tokens >= model.block_tokens
     assert (late.arriving is not None, files.num_reads) == (has_blocks, 1), "the record only"
     assert (late.num_restored, late.receipt) == (num_tokens, at_once.receipt)
     assert torch.equal(late.prompt_logits, at_once.prompt_logits)
@@ -209,7 +211,7 @@ def test_a_whole_prompt_may_arrive_late_and_nothing_else(
     assert find([], late=True).arriving is None
 
 
-@pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
+@pytest.mark.parametrize("model", [MODEL, ROUNDING, NARROW], ids=["bitwise", "rounding", "narrow"])
 @pytest.mark.parametrize("num_tokens", [15, 32, 40, 64, 100])
 def test_what_both_scopes_hold_is_read_from_one(
     cold: Cache, files: CountedFiles, model: ModelKey, num_tokens: int
@@ -228,7 +230,7 @@ def test_what_both_scopes_hold_is_read_from_one(
         assert match.num_restored == alone.num_restored
 
 
-@pytest.mark.parametrize("model", [MODEL, ROUNDING], ids=["bitwise", "rounding"])
+@pytest.mark.parametrize("model", [MODEL, ROUNDING, NARROW], ids=["bitwise", "rounding", "narrow"])
 @pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 63, 64, 65])
 def test_whichever_scope_covers_more_serves(cold: Cache, model: ModelKey, num_tokens: int) -> None:
     """Every number of tokens in each of the two scopes, with and without what follows the prompt's last token."""
@@ -236,11 +238,11 @@ def test_whichever_scope_covers_more_serves(cold: Cache, model: ModelKey, num_to
     both = access("global_user", user="os:1/ann", allow_global="own")
     shared = access("global_only", user="os:1/ann", allow_global="own")
     request = asked("first", tokens=prompt, options={"mode": CacheMode.PREFIX})
-    for own, other in itertools.product((0, 16, 32, 63, num_tokens), repeat=2):
+    for own, other in itertools.product((0, 16, 32, 63, num_tokens, num_tokens + 32), repeat=2):
         cold.store.clear(user="os:1/ann")
         for num, granted in ((own, per_user(request)), (other, shared)):
             if num:
-                behind = [] if num >= num_tokens else [99]
+                behind = [99] * max(num - num_tokens, num < num_tokens)
                 cold.answer(asked("first", tokens=[*prompt[:num], *behind]), model=model, granted=granted)
         alone = [cold.lookup.find(request, granted, model).num_restored for granted in (per_user(request), shared)]
         match = cold.lookup.find(request, both, model)
@@ -248,6 +250,19 @@ def test_whichever_scope_covers_more_serves(cold: Cache, model: ModelKey, num_to
         assert match.num_restored == sum(span.num_tokens for span in match.spans)
         if match.num_restored:
             assert match.receipt.scope == ("user" if alone[0] >= alone[1] else "global"), (own, other)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_restored"), [(32, 0), (64, 56), (65, 64), (80, 64), (96, 88)])
+def test_a_prompt_that_a_longer_one_begins_with_is_restored_but_for_its_logits(
+    cache: Cache, num_tokens: int, num_restored: int
+) -> None:
+    tokens = list(range(num_tokens))
+    cache.answer(asked("longer", tokens=[*tokens, *range(100, 132)]), model=NARROW)
+    request = asked("shorter", tokens=tokens, options={"mode": CacheMode.PREFIX})
+    match = cache.lookup.find(request, per_user(request), NARROW)
+    assert (match.num_restored, match.receipt.prefix_tokens, match.prompt_logits) == (num_restored, num_restored, None)
+    if num_restored:
+        assert torch.equal(torch.cat([s.keys for s in match.spans], dim=2), span(tokens[:num_restored]).keys)
 
 
 def test_the_modes_never_meet(cache: Cache) -> None:

@@ -14,12 +14,13 @@ from semcache.daemon.cache.embedder import Vector
 from semcache.daemon.cache.lookup import Lookup, Match, ModelKey
 from semcache.daemon.cache.policy import Policy, ThresholdPolicy
 from semcache.daemon.cache.strategy import Access, access
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import CacheOptions, Message, Request, RequestState, Sampling
 from semcache.store.entries import Entry
 from semcache.store.store import Store
 from semcache.store.tensors import KVSpan
 
-MODEL = ModelKey("m", "m-1", "fingerprint", "numerics", cut_tokens=32, block_tokens=16)
+MODEL = ModelKey("m", "m-1", "fingerprint", "numerics", cuts=Cuts(32, 32), block_tokens=16)
 
 
 class WordEmbedder:

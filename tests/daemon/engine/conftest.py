@@ -180,3 +180,29 @@ def generate(engine: Engine, requests: Sequence[Request], num_tokens: int) -> li
     for request in requests:
         engine.release(request)
     return [request.output_tokens for request in requests]
+
+
+def stock_tokens(loaded: LoadedModel, prompt: list[int], num_tokens: int) -> list[int]:
+    """What `generate()` of the stock model says."""
+    ids = torch.tensor([prompt], device=loaded.info.device)
+    loaded.model.set_attn_implementation("sdpa")
+    try:
+        output = loaded.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
+        )
+    finally:
+        loaded.model.set_attn_implementation("semcache_slots")
+    return output[0, len(prompt) :].tolist()
+
+
+def assert_same_or_tied(engine: Engine, prompt: list[int], ours: list[int], theirs: list[int]) -> None:
+    """Equal tokens; a divergence is printed with its margin and allowed only at a tie."""
+    if ours == theirs:
+        return
+    at = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    request = start(engine, request_for([*prompt, *theirs[:at]]))
+    engine.release(request)
+    assert isinstance(request.prompt_logits, torch.Tensor)
+    margin = float(request.prompt_logits[[ours[at], theirs[at]]].diff().abs())
+    print(f"divergence at token {at}: {ours[at]} against {theirs[at]}, margin {margin:.2g}")
+    assert margin < engine.tie_margin

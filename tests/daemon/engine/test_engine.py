@@ -17,7 +17,6 @@ from torch import Tensor
 from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.verify import TIE_MARGINS
 from semcache.daemon.request import Request, Sampling
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan
@@ -25,11 +24,13 @@ from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     CONTEXT_TOKENS,
     FAMILIES,
+    assert_same_or_tied,
     generate,
     random_prompt,
     request_for,
     restored_request,
     start,
+    stock_tokens,
 )
 
 DTYPES = ["float32", "bfloat16"]
@@ -40,32 +41,6 @@ def make_engine(loaded: LoadedModel, num_slots: int = 4) -> Engine:
     return Engine(loaded, num_slots=num_slots, prefill_chunk_tokens=CHUNK_TOKENS)
 
 
-def stock_tokens(loaded: LoadedModel, prompt: list[int], num_tokens: int) -> list[int]:
-    """What `generate()` of the stock model says."""
-    ids = torch.tensor([prompt])
-    loaded.model.set_attn_implementation("sdpa")
-    try:
-        output = loaded.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
-        )
-    finally:
-        loaded.model.set_attn_implementation("semcache_slots")
-    return output[0, len(prompt) :].tolist()
-
-
-def assert_same_or_tied(loaded: LoadedModel, prompt: list[int], ours: list[int], theirs: list[int]) -> None:
-    """Equal tokens; a divergence is printed with its margin and allowed only at a tie."""
-    if ours == theirs:
-        return
-    at = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-    engine = make_engine(loaded)
-    request = start(engine, request_for([*prompt, *theirs[:at]]))
-    assert isinstance(request.prompt_logits, Tensor)
-    margin = float(request.prompt_logits[[ours[at], theirs[at]]].diff().abs())
-    print(f"divergence at token {at}: {ours[at]} against {theirs[at]}, margin {margin:.2g}")
-    assert margin < TIE_MARGINS[loaded.info.dtype]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_generate(loaded: Loaded, family: str, dtype: str) -> None:
@@ -74,7 +49,7 @@ def test_greedy_tokens_are_those_of_generate(loaded: Loaded, family: str, dtype:
         prompt = random_prompt(rng, num_prompt_tokens)
         [ours] = generate(make_engine(model), [request_for(prompt)], 24)
         theirs = stock_tokens(model, prompt, 24)
-        assert_same_or_tied(model, prompt, ours, theirs)
+        assert_same_or_tied(make_engine(model), prompt, ours, theirs)
 
 
 def cold_and_warm(engine: Engine, prompt: list[int], num_restored: int) -> tuple[Request, Request]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +81,21 @@ def test_memory_is_touched_where_the_next_prompt_goes_and_no_further() -> None:
         assert not tensor[following, :, :5].any()
         assert tensor[following, :, 5:].isnan().all()
         assert tensor[[taken, other]].isnan().all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_short_prompt_takes_little_memory_of_a_long_slot() -> None:
+    """Of huge pages, every one would be touched."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    info = replace(INFO, num_layers=4, context_tokens=32_768)
+    before, pool = resident_bytes(), SlotPool(info, 8)
+    assert sum(tensor.nbytes for tensor in (*pool.keys, *pool.values)) > 150e6
+    for slot in range(8):
+        pool.clear(slot, 16)
+    assert resident_bytes() - before < 10e6
 
 
 def test_restoring_behind_other_tokens_leaves_them_alone() -> None:

@@ -7,27 +7,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.prefill import last_cut, next_stop, prefill_chunk
+from semcache.daemon.engine.prefill import next_stop, prefill_chunk
 
 
 @pytest.mark.parametrize(
     ("start", "num_tokens", "stop"), [(0, 40, 16), (16, 40, 32), (32, 40, 40), (0, 5, 5), (20, 40, 32), (16, 32, 32)]
 )
 def test_chunks_end_at_multiples_of_the_chunk(start: int, num_tokens: int, stop: int) -> None:
-    assert next_stop(start, num_tokens, 16, cut_tokens=16) == stop
+    assert next_stop(start, num_tokens, 16, Cuts(16, 16)) == stop
 
 
 @pytest.mark.parametrize(("start", "num_tokens", "stop"), [(0, 40, 16), (5, 40, 21), (39, 40, 40), (30, 40, 40)])
 def test_where_any_cut_will_do_a_chunk_is_full_wherever_it_begins(start: int, num_tokens: int, stop: int) -> None:
-    assert next_stop(start, num_tokens, 16, cut_tokens=1) == stop
-
-
-@pytest.mark.parametrize(("num_tokens", "start"), [(1, 0), (16, 0), (17, 16), (32, 16), (33, 32)])
-def test_the_last_token_lies_behind_the_last_cut(num_tokens: int, start: int) -> None:
-    assert last_cut(num_tokens, 16) == start
-    assert last_cut(num_tokens, 1) == num_tokens - 1
+    assert next_stop(start, num_tokens, 16, Cuts(1, 1)) == stop
 
 
 def test_a_chunk_in_the_middle_computes_no_logits(loaded: Callable[..., LoadedModel]) -> None:

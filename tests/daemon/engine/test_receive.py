@@ -71,7 +71,7 @@ def test_what_does_not_arrive_is_computed(loaded: Loaded, exactness: Exactness, 
         if begins == "between" and at == 0:
             start(engine, warm)
     assert not engine.settle(warm)
-    assert warm.num_restored == num_arrived // engine.cut_tokens * engine.cut_tokens
+    assert warm.num_restored == engine.cuts.last(num_arrived)
     assert sum(span.num_tokens for span in warm.restored) == warm.num_restored
     if warm.slot is None:
         start(engine, warm)

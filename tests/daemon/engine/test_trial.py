@@ -104,7 +104,7 @@ def assert_logits_come_back(engine: Engine, num_tokens: int) -> None:
     chunk_tokens = engine.prefill_chunk_tokens
     is_first, is_whole = num_tokens <= chunk_tokens, num_tokens % chunk_tokens == 0
     start = (num_tokens - 1) // chunk_tokens * chunk_tokens
-    assert warm.num_computed == (num_tokens - engine._last_rows if is_whole and not is_first else start)
+    assert warm.num_computed == (num_tokens - engine.cuts.last_rows if is_whole and not is_first else start)
     assert engine.prefill(warm) is not None
     again = engine.kv(warm, 0, num_tokens)
     engine.release(warm)
@@ -117,7 +117,7 @@ def assert_logits_come_back(engine: Engine, num_tokens: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_end_of_a_chunk_has_the_bits_of_the_whole(family: str, dtype: str, loaded: Loaded) -> None:
     engine = Engine(loaded(family, dtype), num_slots=1, prefill_chunk_tokens=64)
-    print(family, dtype, "rows", engine._last_rows)
+    print(family, dtype, "rows", engine.cuts.last_rows)
     for num_tokens in (40, 64, 65, 128, 150, 192, 256):
         assert_logits_come_back(engine, num_tokens)
 
@@ -126,7 +126,7 @@ def test_the_end_of_a_chunk_has_the_bits_of_the_whole(family: str, dtype: str, l
 def test_the_end_of_a_chunk_of_the_built_in_model(dtype: str) -> None:
     loaded = load_model("mini", device="cpu", dtype=dtype, max_context_tokens=1536, progress=lambda *_: None)
     engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
-    print("mini", dtype, "rows", engine._last_rows)
+    print("mini", dtype, "rows", engine.cuts.last_rows)
     for num_tokens in (256, 640, 1536):
         assert_logits_come_back(engine, num_tokens)
 
@@ -138,7 +138,7 @@ def test_a_kernel_for_few_rows_is_found(layer: int, plain_llama: LoadedModel) ->
     for least, expected in ((33, 64), (65, 128)):
         mlp.down_proj = Moody(few, least, 256)
         engine = Engine(plain_llama, num_slots=1, prefill_chunk_tokens=128)
-        assert engine._last_rows in (expected, 128)  # the stock kernels may be moody themselves
+        assert engine.cuts.last_rows in (expected, 128)  # the stock kernels may be moody themselves
         assert_logits_come_back(engine, 256)
 
 
