@@ -26,6 +26,7 @@ SHARED_TOKENS = 64  # the short prefix, and what follows the long one
 WARM_TOKENS = 8  # answers of warm requests: enough to compare
 NUM_WARM = 5  # warm requests are short, so there are more of them in a repeat
 NUM_RESTARTS = 3
+NUM_MISSES = 3
 NUM_MOSTLY_NEW = 4  # rounds in a repeat: a ratio close to 1 needs more than one
 NUM_GAP_STREAMS = 4
 NUM_GAP_ROUNDS = 2  # a 99th percentile of one prompt's chunks would be its slowest chunk
@@ -142,12 +143,27 @@ class Bench:
             if name != "generate":
                 self._compare(key, [prompt], given[key], stock)
 
+        for number in range(1, NUM_MISSES):
+            self._miss_or_off(number, self._fresh(num_tokens))
         self._again(prompt, sampled)
         self._longer(repeat, longer)
         for number in range(NUM_MOSTLY_NEW):
             self._mostly_new(number, [*prompt[:SHARED_TOKENS], *self._fresh(num_tokens - SHARED_TOKENS)])
         if from_disk:
             self._from_disk(prompt, sampled)
+
+    def _miss_or_off(self, number: int, prompt: Prompt) -> None:
+        """What look-up and writes cost a miss: a few hundredths, so there is more than one round in a repeat."""
+        ours, num_answer = self._ours, self.plan.answer_tokens
+        off, miss = Key(OFF, "cold", len(prompt), 1), Key(ours.name, "miss", len(prompt), 1)
+        given = self._in_turn(
+            number,
+            {
+                off: partial(ours.ask, [prompt], num_answer, cache=False),
+                miss: partial(ours.ask, [prompt], num_answer),
+            },
+        )
+        self._compare(miss, [prompt], given[miss], given[off])
 
     def _again(self, prompt: Prompt, expected: list[Answer]) -> None:
         key = Key(self._ours.name, "warm_ram", len(prompt), 1)

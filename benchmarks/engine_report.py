@@ -1,4 +1,7 @@
-"""Rows, ratios and bars out of what was seen; medians everywhere, ratios of medians."""
+"""Rows, ratios and bars out of what was seen; medians everywhere.
+
+Ratios are of medians, or, where little is to be seen, medians of the ratios of what was asked in the same round.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,9 @@ class Row:
     compared: int
     divergences: int | None  # answers with another token than the one they must equal
     max_divergence_margin: float | None  # in logits of the stock model
+    each_ttft_ms: tuple[float | None, ...]  # in the order of asking
+    each_total_ms: tuple[float | None, ...]
+    each_settled_ms: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ def _row(key: Key, seen: Seen) -> Row:
         cached_tokens=round(median(cached)) if cached else None, compared=seen.num_compared,
         divergences=len(seen.margins) if seen.num_compared else None,
         max_divergence_margin=max(seen.margins, default=None),
+        each_ttft_ms=tuple(a.ttft_ms for a in answers), each_total_ms=tuple(a.total_ms for a in answers),
+        each_settled_ms=tuple(a.settled_ms for a in answers),
     )  # fmt: skip
 
 
@@ -115,6 +123,10 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
     def cold(what: str) -> float | None:
         return _least(at(what, "miss"), at(what, "cold", "generate"))
 
+    def each(what: str, case: str, system: str = _OURS) -> tuple[float | None, ...]:
+        row = found.get((system, case, num, 1))
+        return getattr(row, what) if row is not None else ()
+
     cold_shared = _least(*(at("ttft_ms", "cold", name, num_shared) for name in ("generate", OFF)))
     rate8 = at("tokens_per_s", "miss", num_tokens=num_streamed, streams=8)
     gap = at("gap_p99_ms", "miss", num_tokens=plan.gap_prompt_tokens, streams=4)
@@ -127,13 +139,14 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
         "second_token_disk": _over(cold("second_token_ms"), at("second_token_ms", "restart")),
         "second_token_uncached_disk": _over(cold("second_token_ms"), at("second_token_ms", "warm_disk")),
         "shared_prefix": _over(cold_shared, at("ttft_ms", "shared_prefix", num_tokens=num_shared)),
-        "shared_64": _over(
-            _least(*(at("ttft_ms", "shared_64", name) for name in ("generate", OFF))), at("ttft_ms", "shared_64")
+        "shared_64": _paired(
+            tuple(map(_least, each("each_ttft_ms", "shared_64", "generate"), each("each_ttft_ms", "shared_64", OFF))),
+            each("each_ttft_ms", "shared_64"),
         ),
         "miss_ttft": _over(at("ttft_ms", "miss"), at("ttft_ms", "cold", "generate")),
         "miss_total": _over(at("total_ms", "miss"), at("total_ms", "cold", "generate")),
-        "miss_vs_off": _over(at("total_ms", "miss"), at("total_ms", "cold", OFF)),
-        "written_vs_off": _over(at("settled_ms", "miss"), at("total_ms", "cold", OFF)),
+        "miss_vs_off": _paired(each("each_total_ms", "miss"), each("each_total_ms", "cold", OFF)),
+        "written_vs_off": _paired(each("each_settled_ms", "miss"), each("each_total_ms", "cold", OFF)),
         "streams8_vs_1": _over(rate8, at("tokens_per_s", "miss", num_tokens=num_streamed)),
         "streams8_vs_cb": _over(rate8, at("tokens_per_s", "cold", "generate_batch", num_streamed, 8)),
         "gap_vs_chunk_and_step": _over(gap, chunk + step if chunk is not None and step is not None else None),
@@ -240,6 +253,11 @@ def _percentile(values: list[float], share: float) -> float | None:
 
 def _least(*values: float | None) -> float | None:
     return min((value for value in values if value is not None), default=None)
+
+
+def _paired(above: Iterable[float | None], below: Iterable[float | None]) -> float | None:
+    """The median ratio of what was asked in the same round."""
+    return _median(map(_over, above, below))
 
 
 def _over(above: float | None, below: float | None) -> float | None:

@@ -286,6 +286,7 @@ class Ours:
                 self._admission.store_answer(request, self._granted, match.identity, self._model, None, 0.0)
             if kv is not None:
                 self._admission.store_kv(request, self._granted, self._model, kv)
+                self._store.flush()  # else the writer would compete with whoever is asked next
             request.restored, request.prompt_logits = [], None
             pending.written.set_result(time.perf_counter())
         except BaseException as error:

@@ -133,6 +133,20 @@ def test_ratios_use_the_faster_cold_side_and_medians() -> None:
     assert "shared_prefix                      –   bar >= 8     not measured" in said
 
 
+def test_small_differences_are_taken_within_a_round() -> None:
+    """Medians of each side would say otherwise where the machine drifted between the rounds."""
+    found = {
+        Key("semcache", "miss", 100, 1): seen(*(answer(0.1, ended=t, settled=t) for t in (1.1, 2.0, 3.3))),
+        Key("semcache_off", "cold", 100, 1): seen(*(answer(0.1, ended=t) for t in (1.0, 2.0, 3.2))),
+    }
+    found[Key("semcache", "shared_64", 100, 1)] = seen(*(answer(t) for t in (1.0, 4.0, 2.0)))
+    found[Key("semcache_off", "shared_64", 100, 1)] = seen(*(answer(t) for t in (0.5, 9.0, 2.0)))
+    found[Key("generate", "shared_64", 100, 1)] = seen(*(answer(t) for t in (0.9, 3.6, 9.0)))
+    ratios = ratios_of(rows_of(found), PLAN)
+    assert ratios["miss_vs_off"] == ratios["written_vs_off"] == pytest.approx(3.3 / 3.2)
+    assert ratios["shared_64"] == pytest.approx(0.9)
+
+
 def test_the_table_says_how_many_answers_differ(tmp_path: Path) -> None:
     rows = rows_of({Key("semcache", "warm_ram", 100, 1): seen(answer(0.1, 0.2), num_compared=5, margins=[0.25])})
     assert table(rows)[1].split()[-2:] == ["1/5", "0.25"]
