@@ -26,7 +26,7 @@ from semcache.daemon.engine import attention
 from semcache.daemon.engine.kv import Run
 from semcache.daemon.engine.servable import served_context
 from semcache.errors import ModelLoadError
-from tests.daemon.engine.conftest import CONTEXT_TOKENS, load, save_model, tiny_config
+from tests.daemon.engine.conftest import CONTEXT_TOKENS, load, save_config, save_model, tiny_config
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -88,14 +88,6 @@ def test_static_rope_is_served(tmp_path: Path, kind: str) -> None:
         more.update(low_freq_factor=1.0, high_freq_factor=4.0)
     folder = save_model(tmp_path, "llama", rope_parameters=rope(kind, **more))
     assert load(folder).info.context_tokens == CONTEXT_TOKENS
-
-
-def save_config(folder: Path, config: Any) -> Path:
-    from transformers import AutoModelForCausalLM
-
-    save_model(folder)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 def test_softcap_is_refused_by_name(tmp_path: Path) -> None:
