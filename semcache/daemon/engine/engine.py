@@ -147,7 +147,7 @@ class Engine:
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
         """The next token of each request, from one forward; the newest output token of each is the input.
 
-        None for a request whose logits are NaN.
+        None for a request whose logits are NaN or infinite.
         """
         rows = [DecodeRow(self._slot(request), request.num_computed, _newest(request)) for request in requests]
         for request in requests:
