@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     BloomConfig,
+    DynamicCache,
     Gemma2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -24,7 +26,8 @@ from transformers import (
 
 from semcache.daemon.engine import attention
 from semcache.daemon.engine.kv import Run
-from semcache.daemon.engine.servable import served_context
+from semcache.daemon.engine.model import LoadedModel
+from semcache.daemon.engine.servable import probe, served_context
 from semcache.errors import ModelLoadError
 from tests.daemon.engine.conftest import CONTEXT_TOKENS, load, save_config, save_model, tiny_config
 
@@ -174,3 +177,13 @@ def test_a_model_whose_layers_differ_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(LlamaAttention, "forward", narrow_second_layer)
     with pytest.raises(ModelLoadError, match="do not share one KV shape"):
         load(folder)
+
+
+def test_a_probe_leaves_no_kv_behind(loaded: Callable[..., LoadedModel]) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        probe(loaded().model, 272, CONTEXT_TOKENS)
+        assert not [kept for kept in gc.get_objects() if issubclass(type(kept), DynamicCache)]
+    finally:
+        gc.enable()
