@@ -170,10 +170,12 @@ def load_engine(config: Config, progress: Progress) -> Engine:
         config.model.name, device=config.model.device, dtype=config.model.dtype,
         max_context_tokens=config.engine.max_context_tokens, progress=progress,
     )  # fmt: skip
-    fitting, sentence = slots_that_fit(loaded.info, free_bytes(loaded.info.device))
-    log.info("%s", sentence)
+    num_slots = config.engine.slots
+    if not num_slots:
+        num_slots, sentence = slots_that_fit(loaded.info, free_bytes(loaded.info.device))
+        log.info("%s", sentence)
     return Engine(
-        loaded, num_slots=config.engine.slots or fitting, prefill_chunk_tokens=config.engine.prefill_chunk_tokens,
+        loaded, num_slots=num_slots, prefill_chunk_tokens=config.engine.prefill_chunk_tokens,
         tie_margin=config.engine.tie_margin, exactness=config.cache.exactness,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 
 from semcache.config import Config
 from semcache.daemon import build
+from semcache.errors import ModelLoadError
 
 
 def test_the_ram_tier_takes_a_tenth_of_what_the_container_may_use(
@@ -38,3 +39,12 @@ def test_the_disk_tier_takes_no_more_than_a_quarter_of_what_is_free(tmp_path: Pa
     assert (
         0 < build.store_limits(Config(), tmp_path).disk_bytes <= min(20 * 10**9, shutil.disk_usage(tmp_path).total // 4)
     )
+
+
+def test_slots_that_are_set_by_hand_are_not_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "free_bytes", lambda device: 0)
+    config = Config()
+    by_hand = replace(config, engine=replace(config.engine, slots=3, max_context_tokens=256))
+    assert build.load_engine(by_hand, lambda stage, share: None).num_slots == 3
+    with pytest.raises(ModelLoadError, match="no slot for mini fits"):
+        build.load_engine(config, lambda stage, share: None)

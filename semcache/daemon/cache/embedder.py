@@ -62,7 +62,8 @@ class Embedder:
 
     def num_tokens(self, text: str) -> int:
         """Length of `text` in the embedder's own tokens, its two special tokens included."""
-        return len(self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        with self._lock:  # truncation is a setting inside the tokenizer, which `encode` switches on
+            return len(self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
     def embed(self, text: str) -> Vector:
         """The unit vector of `text`, shape [dim], float32."""

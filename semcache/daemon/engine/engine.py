@@ -130,6 +130,8 @@ class Engine:
             request.num_computed = stop
             request.num_passes += 1
             if logits is None:
+                if self._is_cuda:
+                    torch.cuda.synchronize(self.info.device)  # a clock around this call is to see more than a queue
                 return None
             # Copied outside inference mode: what leaves the engine is an ordinary tensor.
             request.prompt_logits = logits.to("cpu", torch.float32, copy=True)
@@ -147,7 +149,7 @@ class Engine:
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
         """The next token of each request, from one forward; the newest output token of each is the input.
 
-        None for a request whose logits are NaN.
+        None for a request whose logits are NaN or infinite.
         """
         rows = [DecodeRow(self._slot(request), request.num_computed, _newest(request)) for request in requests]
         for request in requests:
@@ -230,8 +232,12 @@ class Engine:
     def close(self) -> None:
         """Free the weights and the slots; the engine cannot be used afterwards."""
         del self._forward, self._pool
-        if torch.device(self.info.device).type == "cuda":
+        if self._is_cuda:
             torch.cuda.empty_cache()
+
+    @property
+    def _is_cuda(self) -> bool:
+        return torch.device(self.info.device).type == "cuda"
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""

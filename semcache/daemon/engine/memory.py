@@ -56,9 +56,11 @@ def _available_host_bytes() -> int:
 def _cgroup_bytes_left() -> int:
     """What the container's limit leaves; MemAvailable shows the whole machine's memory there."""
     try:
-        limit, used = (_CGROUP / "memory.max").read_text().strip(), (_CGROUP / "memory.current").read_text()
-        return max(0, int(limit) - int(used)) if limit != "max" else 1 << 62
-    except (OSError, ValueError):
+        limit, used = (_CGROUP / "memory.max").read_text(), (_CGROUP / "memory.current").read_text()
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # What is used includes cached files; the kernel drops those that nobody used lately before it refuses memory.
+        return max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no limit reads "max"
         return 1 << 62
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from semcache.daemon.request import Sampling
 from semcache.errors import EngineError
 
-NAN_LOGITS = "the model computed NaN logits; try model.dtype = float32"
+NAN_LOGITS = "the model computed NaN or infinite logits; try model.dtype = float32"
 _MASK_64 = (1 << 64) - 1
 
 
@@ -29,12 +29,15 @@ class SampleKey:
 
 
 def sample(logits: Tensor, keys: Sequence[SampleKey]) -> list[int | None]:
-    """One token id for each row of logits [rows, vocab], None where they are NaN; equal logits go to the lowest id."""
+    """One token id for each row of logits [rows, vocab]; equal logits go to the lowest id.
+
+    None for a row whose largest is NaN or infinite: what is subtracted from it is no number.
+    """
     best = logits.argmax(dim=-1)  # the first of equal maxima and of NaN, on every device
-    is_nan = logits.gather(1, best[:, None]).isnan()[:, 0].tolist()
+    is_finite = logits.gather(1, best[:, None]).isfinite()[:, 0].tolist()
     tokens: list[int | None] = best.tolist()
     for row, key in enumerate(keys):
-        if is_nan[row]:
+        if not is_finite[row]:
             tokens[row] = None
         elif not key.sampling.is_greedy:
             tokens[row] = _sample_row(logits[row].to("cpu", torch.float32), key)
@@ -47,7 +50,7 @@ def sample_clearly(logits: Tensor, keys: Sequence[SampleKey], tie_margin: float)
     Rows are sampled as they are asked for, so that nothing is spent on rows behind the first mismatch.
     """
     top = logits.topk(2, dim=-1)
-    if top.values.isnan().any():
+    if not top.values[:, 0].isfinite().all():
         raise EngineError(NAN_LOGITS)
     margins = (top.values[:, 0].float() - top.values[:, 1].float()).tolist()
     tokens: list[int] = top.indices[:, 0].tolist()

@@ -93,22 +93,14 @@ def probe(model: PreTrainedModel, vocab_size: int, context_tokens: int) -> Probe
     generator = torch.Generator().manual_seed(0)
     num_tokens = min(_NUM_PROBE_TOKENS, context_tokens)
     tokens = torch.randint(vocab_size, (1, num_tokens), generator=generator)
-    shapes: dict[int, tuple[torch.Size, torch.Size]] = {}
-    cache = DynamicCache()
-    stock_update = cache.update
-
-    def update(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **options: Any) -> Any:
-        shapes[layer_idx] = (keys.shape, values.shape)
-        return stock_update(keys, values, layer_idx, *args, **options)
-
-    cache.update = update
+    cache = _ShapeCache()
     ids = tokens.to(model.device)
     with stock_attention(model, "sdpa"):
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0].to("cpu", torch.float32)
     with stock_attention(model, "eager"):
         rounded = model(input_ids=ids, use_cache=False).logits[0].to("cpu", torch.float32)
     noise = max(_difference(*rows) for rows in zip(rounded, logits, strict=True))
-    distinct = set(shapes.values())
+    shapes, distinct = cache.shapes, set(cache.shapes.values())
     if sorted(shapes) != list(range(len(shapes))) or len(distinct) != 1:
         raise ModelLoadError(f"its layers do not share one KV shape: {sorted(distinct) or 'no layer keeps KV'}")
     keys, values = distinct.pop()
@@ -116,6 +108,18 @@ def probe(model: PreTrainedModel, vocab_size: int, context_tokens: int) -> Probe
     dtype = str(model.dtype).removeprefix("torch.")
     tolerance = min(_MAX_TOLERANCE, max(_MIN_TOLERANCE[dtype], 2 * noise))
     return Probe(tokens[0].tolist(), logits, tolerance, len(shapes), num_kv_heads, key_dim, values[-1])
+
+
+class _ShapeCache(DynamicCache):  # type: ignore[misc]
+    """Notes the shapes of what each layer hands over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[int, tuple[torch.Size, torch.Size]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **options: Any) -> Any:
+        self.shapes[layer_idx] = (keys.shape, values.shape)
+        return super().update(keys, values, layer_idx, *args, **options)
 
 
 @contextmanager

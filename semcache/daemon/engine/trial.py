@@ -2,7 +2,8 @@
 
 A wide pass takes several chunks of a prompt at once, with attention chunk by chunk as ever. Every other product works
 row by row, so it may give each row the bits that a single chunk gives it; whether it does is up to the kernels, and
-tried here. Where it does, a lone prompt costs fewer passes and its KV may still be cut at every chunk.
+tried here. Where it does, a lone prompt costs fewer passes and its KV may still be cut at every chunk. Only dense
+layers are tried: how many rows an expert multiplies depends on the tokens of the pass, so no one prompt is a proof.
 
 A narrow pass takes the last rows of a chunk alone: all that is needed where KV was restored and only logits are not.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.forward import Forward, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
+from semcache.daemon.engine.llama import is_llama_like
 from semcache.daemon.engine.prefill import prefill_chunk
 from semcache.daemon.engine.sampler import SampleKey, sample
 from semcache.daemon.request import Sampling
@@ -27,7 +29,7 @@ from semcache.daemon.request import Sampling
 WIDTHS = (4, 2)  # chunks in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
 # Queries are attended in blocks of 32 (64 where a chunk has 192 and more), so a whole block may keep its bits.
 NARROW_ROWS = (32, 64)
-_NARROW_CHUNKS = 8  # restored before the chunk of the trial: enough keys for several blocks of them
+_NUM_CHUNKS = 9  # of the prompt that is tried: before the last one are enough keys for several blocks of them
 _TELLING_LAYERS = 3  # layers of one structure call the same kernels; a model of several kinds is tried as a whole
 
 
@@ -50,12 +52,13 @@ def try_out(forward: Forward, pool: SlotPool, chunk_tokens: int) -> Trial:
     sample(torch.zeros(1, pool.info.vocab_size), [SampleKey(Sampling(temperature=1.0), 0, 0)])
     slot = pool.acquire()
     try:
-        return Trial(
-            _digest(forward, pool, slot, chunk_tokens),
-            _proven_widths(forward, pool, slot, chunk_tokens),
-            _proven_last_rows(forward, pool, slot, chunk_tokens),
-        )
+        digest = _digest(forward, pool, slot, chunk_tokens)
+        if not is_llama_like(forward.model):
+            return Trial(digest, widths=(), last_rows=chunk_tokens)
+        return Trial(digest, *_proven(_Passes(forward, pool, slot, chunk_tokens)))
     finally:
+        # Some of the tokens may be reserved ones, whose KV may be no numbers.
+        pool.clear(slot, _NUM_CHUNKS * chunk_tokens)
         pool.release(slot)
 
 
@@ -73,61 +76,51 @@ def _digest(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> s
     return digest.hexdigest()[:16]
 
 
-def _proven_widths(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> tuple[int, ...]:
-    depth = _telling_depth(forward, pool.info.num_layers)
+def _proven(passes: _Passes) -> tuple[tuple[int, ...], int]:
+    """The widths, and the number of last rows, that change no bit of what one chunk after the other gives."""
+    chunk_tokens = passes.chunk_tokens
+    num_chunks = min(_NUM_CHUNKS, passes.pool.info.context_tokens // chunk_tokens)
+    end = num_chunks * chunk_tokens
+    logits = [passes.run(start, start + chunk_tokens) for start in range(0, end, chunk_tokens)]
+    kv = [tensor.clone() for tensor in passes.kv(0, end)]
 
-    def computed(width: int, num_tokens: int) -> tuple[Tensor, ...]:
-        """KV of the layers that tell, and the last logits where that is all of them."""
-        step_tokens, tokens, logits = width * chunk_tokens, _tokens(pool, num_tokens), None
-        for start in range(0, num_tokens, step_tokens):
-            some = tokens[start : start + step_tokens]
-            if depth < pool.info.num_layers:
-                _begin_pass(forward, pool, slot, some, start, chunk_tokens, depth)
-            else:
-                logits = prefill_chunk(forward, pool, slot, some, start, is_last=True, chunk_tokens=chunk_tokens)
-        kv = pool.snapshot(slot, 0, num_tokens)
-        return kv.keys[:depth], kv.values[:depth], *([] if logits is None else [logits])
+    def is_same(start: int, stop: int) -> bool:
+        """Whether one pass gives these tokens the same KV, and the last of them the same logits."""
+        again = passes.run(start, stop)
+        expected = [tensor[:, start:stop] for tensor in kv]
+        return torch.equal(again, logits[stop // chunk_tokens - 1]) and all(
+            map(torch.equal, passes.kv(start, stop), expected)
+        )
 
-    widths = [width for width in WIDTHS if width * chunk_tokens <= pool.info.context_tokens]
-    return tuple(
-        width
-        for width in widths
-        if all(map(torch.equal, computed(1, width * chunk_tokens), computed(width, width * chunk_tokens)))
-    )
+    # Each pass writes over all that an unequal one before it has left.
+    narrower = [num_rows for num_rows in NARROW_ROWS if num_rows < chunk_tokens and num_chunks > 1]
+    last_rows = next((num_rows for num_rows in narrower if is_same(end - num_rows, end)), chunk_tokens)
+    return tuple(width for width in WIDTHS if width <= num_chunks and is_same(0, width * chunk_tokens)), last_rows
 
 
-def _proven_last_rows(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> int:
-    depth = _telling_depth(forward, pool.info.num_layers)
-    start = min(_NARROW_CHUNKS, pool.info.context_tokens // chunk_tokens - 1) * chunk_tokens
-    stop = start + chunk_tokens
-    if start <= 0:
-        return chunk_tokens
-    tokens = _tokens(pool, stop)
+class _Passes:
+    """Prefill passes over one prompt in one slot, through as many layers as tell."""
 
-    def computed(num_rows: int) -> tuple[Tensor, ...]:
-        """Logits and KV that come from the last rows of the chunk; what is before them stays as it is in the slot."""
-        some, first = tokens[stop - num_rows :], stop - num_rows
+    def __init__(self, forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> None:
+        self.pool = pool
+        self.chunk_tokens = chunk_tokens
+        self._forward = forward
+        self._slot = slot
+        self._depth = _telling_depth(forward, pool.info.num_layers)
+
+    def run(self, start: int, stop: int) -> Tensor:
+        """One pass over tokens [start, stop); the last one's logits, or nothing where not all layers are needed."""
+        step = self.pool.prefill_step(self._slot, start, stop, self.chunk_tokens)
+        cache = _ShallowCache(self.pool, step, self._depth)
         logits = None
-        if depth < pool.info.num_layers:
-            _begin_pass(forward, pool, slot, some, first, num_rows, depth)
-        else:
-            logits = prefill_chunk(forward, pool, slot, some, first, is_last=True)
-        kv = pool.snapshot(slot, start, stop)
-        return kv.keys[:depth], kv.values[:depth], *([] if logits is None else [logits])
+        with suppress(_EnoughError):
+            logits = self._forward(token_ids([_tokens(self.pool, stop)[start:]], cache), cache, 1)
+        return torch.empty(0) if logits is None else logits
 
-    whole = computed(chunk_tokens)
-    narrower = [num_rows for num_rows in NARROW_ROWS if num_rows < chunk_tokens]
-    return next((rows for rows in narrower if all(map(torch.equal, whole, computed(rows)))), chunk_tokens)
-
-
-def _begin_pass(
-    forward: Forward, pool: SlotPool, slot: int, tokens: list[int], start: int, chunk_tokens: int, depth: int
-) -> None:
-    """A prefill pass as far as the KV of the first `depth` layers."""
-    step = pool.prefill_step(slot, start, start + len(tokens), chunk_tokens)
-    cache = _ShallowCache(pool, step, depth)
-    with suppress(_EnoughError):
-        forward(token_ids([tokens], cache), cache, 0)
+    def kv(self, start: int, stop: int) -> list[Tensor]:
+        """Keys and values of the layers that tell, [kv_heads, tokens, dim] each."""
+        tensors = (*self.pool.keys[: self._depth], *self.pool.values[: self._depth])
+        return [tensor[self._slot, :, start:stop] for tensor in tensors]
 
 
 def _tokens(pool: SlotPool, num_tokens: int) -> list[int]:
@@ -147,7 +140,7 @@ class _EnoughError(Exception):
 
 
 class _ShallowCache(StepCache):
-    """Ends the forward at the given layer, once its KV is written."""
+    """Ends the forward behind the KV of the given layer, unless that is the last."""
 
     def __init__(self, pool: SlotPool, step: Any, depth: int) -> None:
         super().__init__(pool, step)
@@ -155,6 +148,6 @@ class _ShallowCache(StepCache):
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         read = super().update(keys, values, layer_idx, *args, **options)
-        if layer_idx + 1 == self._depth:
+        if layer_idx + 1 == self._depth < self.pool.info.num_layers:
             raise _EnoughError
         return read

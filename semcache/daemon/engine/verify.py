@@ -31,7 +31,7 @@ class Verified:
 def judge(logits: Tensor, drafted: Sequence[int], keys: Sequence[SampleKey], tie_margin: float) -> Verified:
     """Accept drafted tokens while they are the model's own; `logits` [rows, vocab], the first behind the newest token.
 
-    One row more than tokens gives one token more. Raises EngineError for NaN logits.
+    One row more than tokens gives one token more. Raises EngineError for NaN or infinite logits.
     """
     tokens: list[int] = []
     for own in sample_clearly(logits, keys, tie_margin):

@@ -87,6 +87,13 @@ def save_model(folder: Path, family: str = "llama", template: str | None = TEMPL
     return folder
 
 
+def save_config(folder: Path, config: Any) -> Path:
+    """Random weights of any architecture, with the same tokenizer."""
+    save_model(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from semcache.daemon.engine import memory
 from semcache.daemon.engine.memory import free_bytes, slots_that_fit
 from semcache.errors import ModelLoadError
 from tests.daemon.engine.test_kv import INFO
@@ -32,3 +34,22 @@ def test_the_allocation_counts_not_the_context() -> None:
 
 def test_this_machine_has_memory() -> None:
     assert 0 < free_bytes("cpu") < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("limit", "stat", "num_left"),
+    [
+        ("1000", "anon 700\nfile 200\ninactive_file 150\nactive_file 50\n", 250),  # page cache that can be taken back
+        ("1000", "anon 700\n", 100),
+        ("max", "inactive_file 150\n", 1 << 62),
+    ],
+)
+def test_what_a_containers_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, stat: str, num_left: int
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory._cgroup_bytes_left() == 1 << 62
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text(stat)
+    assert memory._cgroup_bytes_left() == num_left

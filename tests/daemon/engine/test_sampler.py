@@ -81,10 +81,11 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert set(draw(torch.tensor([1.0, 3.0, 2.999]), Sampling(temperature=1e-30), 50)) == {1}
 
 
-def test_nan_logits_give_no_token_to_their_row_alone() -> None:
-    logits = torch.tensor([[0.0, math.nan], [0.0, 1.0], [math.nan, 0.0]])
-    keys = [SampleKey(Sampling(), 0, 0), SampleKey(Sampling(), 0, 0), SampleKey(Sampling(temperature=1.0), 0, 0)]
-    assert sample(logits, keys) == [None, 1, None]
+def test_logits_without_a_finite_maximum_give_no_token_to_their_row_alone() -> None:
+    logits = torch.tensor([[0.0, math.nan], [0.0, 1.0], [math.inf, 0.0], [-math.inf, -math.inf], [-math.inf, 0.0]])
+    for sampling in (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.5), Sampling(top_k=1)):
+        tokens = sample(logits, [SampleKey(sampling, 0, 0)] * 5)
+        assert [token is None for token in tokens] == [True, False, True, True, False]
 
 
 def clear(logits: torch.Tensor, sampling: Sampling, margin: float, position: int = 0) -> int | None:
@@ -137,6 +138,8 @@ def test_rows_behind_the_last_one_asked_for_are_not_sampled() -> None:
     assert next(tokens, "none left") == "none left"
 
 
-def test_nan_logits_are_no_clear_choice_but_an_error() -> None:
-    with pytest.raises(EngineError, match=r"NaN.*float32"):
-        clear(torch.tensor([0.0, math.nan]), Sampling(), 0.1)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_logits_without_a_finite_maximum_are_no_clear_choice_but_an_error(number: float) -> None:
+    for sampling in (Sampling(), Sampling(temperature=1.0, top_p=0.5)):
+        with pytest.raises(EngineError, match=r"NaN.*float32"):
+            clear(torch.tensor([0.0, number, 0.0]), sampling, 0.1)

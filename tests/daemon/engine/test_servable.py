@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     BloomConfig,
+    DynamicCache,
     Gemma2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -24,9 +26,10 @@ from transformers import (
 
 from semcache.daemon.engine import attention
 from semcache.daemon.engine.kv import Run
-from semcache.daemon.engine.servable import served_context
+from semcache.daemon.engine.model import LoadedModel
+from semcache.daemon.engine.servable import probe, served_context
 from semcache.errors import ModelLoadError
-from tests.daemon.engine.conftest import CONTEXT_TOKENS, load, save_model, tiny_config
+from tests.daemon.engine.conftest import CONTEXT_TOKENS, load, save_config, save_model, tiny_config
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -88,14 +91,6 @@ def test_static_rope_is_served(tmp_path: Path, kind: str) -> None:
         more.update(low_freq_factor=1.0, high_freq_factor=4.0)
     folder = save_model(tmp_path, "llama", rope_parameters=rope(kind, **more))
     assert load(folder).info.context_tokens == CONTEXT_TOKENS
-
-
-def save_config(folder: Path, config: Any) -> Path:
-    from transformers import AutoModelForCausalLM
-
-    save_model(folder)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 def test_softcap_is_refused_by_name(tmp_path: Path) -> None:
@@ -182,3 +177,13 @@ def test_a_model_whose_layers_differ_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(LlamaAttention, "forward", narrow_second_layer)
     with pytest.raises(ModelLoadError, match="do not share one KV shape"):
         load(folder)
+
+
+def test_a_probe_leaves_no_kv_behind(loaded: Callable[..., LoadedModel]) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        probe(loaded().model, 272, CONTEXT_TOKENS)
+        assert not [kept for kept in gc.get_objects() if issubclass(type(kept), DynamicCache)]
+    finally:
+        gc.enable()

@@ -11,14 +11,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MixtralConfig
 
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.forward import ModuleForward
+from semcache.daemon.engine.kv import PrefillStep, StepCache
 from semcache.daemon.engine.model import LoadedModel, load_model
 from semcache.daemon.engine.packed import PLAIN
 from semcache.daemon.engine.trial import WIDTHS, _telling_depth
 from semcache.store.tensors import KVSpan
-from tests.daemon.engine.conftest import FAMILIES, load, random_prompt, request_for, restored_request
+from tests.daemon.engine.conftest import (
+    CONTEXT_TOKENS,
+    FAMILIES,
+    load,
+    random_prompt,
+    request_for,
+    restored_request,
+    save_config,
+)
 
 CHUNK = 16
 Loaded = Callable[..., LoadedModel]
@@ -95,6 +105,22 @@ def test_kernels_that_depend_on_the_number_of_rows_are_found(layer: int, plain_l
     assert_wide_is_narrow(engine, 8 * CHUNK)
 
 
+def test_a_pass_stays_one_chunk_where_rows_depend_on_each_other(tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=272, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=CONTEXT_TOKENS,
+        initializer_range=0.2,
+    )  # fmt: skip
+    loaded = load(save_config(tmp_path, config))
+    for chunk_tokens in (CHUNK, 64):
+        engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=chunk_tokens)
+        for num_tokens in (2 * chunk_tokens, 3 * chunk_tokens + 5, 4 * chunk_tokens):
+            assert_wide_is_narrow(engine, num_tokens)
+            assert_logits_come_back(engine, num_tokens)
+        assert engine.widths == ()
+        assert engine.cuts.last_rows == chunk_tokens
+
+
 def assert_logits_come_back(engine: Engine, num_tokens: int) -> None:
     """All KV of a prompt restored without its logits: as few rows as were proven give them, and the same KV."""
     prompt = random_prompt(random.Random(num_tokens), num_tokens)
@@ -157,3 +183,25 @@ def test_the_digest_is_of_bits(plain_llama: LoadedModel) -> None:
     norm: Any = plain_llama.model.base_model.norm
     norm.weight.data = norm.weight * (1 + 1e-6)
     assert Engine(plain_llama, num_slots=1, prefill_chunk_tokens=CHUNK).numerics != first.numerics
+
+
+def test_every_pass_stands_on_computed_kv(plain_llama: LoadedModel) -> None:
+    stands: dict[int, bool] = {}
+
+    class Watching(ModuleForward):
+        def __call__(self, tokens: Tensor, cache: StepCache, num_logits: int) -> Tensor | None:
+            if isinstance(step := cache.step, PrefillStep):
+                written = cache.pool.values[0][step.slot, :, : step.start].any(dim=-1)
+                stands[step.start] = stands.get(step.start, True) and bool(written.all())
+            return super().__call__(tokens, cache, num_logits)
+
+    Engine(replace(plain_llama, forward=Watching(plain_llama.model)), num_slots=1, prefill_chunk_tokens=CHUNK)
+    assert max(stands) >= 8 * CHUNK
+    assert all(stands.values()), stands
+
+
+def test_tokens_whose_kv_is_no_number_leave_nothing_behind(plain_llama: LoadedModel) -> None:
+    embedding: Any = plain_llama.model.get_input_embeddings()
+    embedding.weight[:] = float("nan")
+    pool = Engine(plain_llama, num_slots=2, prefill_chunk_tokens=CHUNK)._pool
+    assert all(tensor.isfinite().all() for tensor in (*pool.keys, *pool.values))
