@@ -196,6 +196,28 @@ def test_a_slot_that_cannot_be_cleared_keeps_nobody_waiting(
     assert loop.is_alive
 
 
+def test_who_does_not_end_well_keeps_no_other_waiting(
+    make_loop: Callable[..., EngineLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(num_slots=3)
+    BrokenEngine.gate.clear()
+    deaf, other = [Asked(f"deaf {i}", max_tokens=200) for i in range(2)], Asked("other", max_tokens=200)
+
+    def hand_over(_request: Request, _kv: PromptKV | None) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    for asked in deaf:
+        loop.submit(asked.request, hand_over, loop.served)
+    other.submit(loop)
+    deaf[0].first_token()
+    monkeypatch.setattr(BrokenEngine, "broken", True)
+    BrokenEngine.gate.set()
+    assert [asked.end().state for asked in (*deaf, other)] == [RequestState.FAILED] * 3
+    assert other.kv() is None
+    monkeypatch.undo()
+    assert Asked().submit(loop).end().state is RequestState.FINISHED
+
+
 def test_kv_that_cannot_be_copied_is_not_kept_and_nothing_else_happens(make_loop: Callable[..., EngineLoop]) -> None:
     loop = make_loop()
     BrokenEngine.no_room_for_kv = True
