@@ -81,7 +81,7 @@ class Bench:
             prompt_tokens=tuple(prompt), sampling=sampling, options=CacheOptions(no_store=True), publish=events.put,
             donor=Donor(tuple(donor), has_ended=True) if donor is not None else None,
         )  # fmt: skip
-        self.loop.submit(request, lambda _request, _kv: None)
+        self.loop.submit(request, lambda _request, _kv: None, self.loop.served)
         while not isinstance(event := events.get(timeout=_TIMEOUT_S), End):
             pass
         if event.state is not RequestState.FINISHED:

@@ -6,6 +6,9 @@ Messages say what failed, with which value, and what to do. `daemon/app.py` maps
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 
 class SemcacheError(Exception):
     """Anything we raise on purpose."""
@@ -17,6 +20,10 @@ class SemcacheError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def bare(self) -> Self:
+        """The same without traceback and cause, to keep or to raise again: frames hold whatever they worked on."""
+        return copy.copy(self)
 
 
 class UsageError(SemcacheError):

@@ -264,7 +264,7 @@ class Ours:
             request.is_arriving = match.arriving is not None
             request.match(match.receipt)
             request.state = RequestState.WAITING
-            self._loop.submit(request, lambda done, kv: self._handed_over(pending, match, kv))
+            self._loop.submit(request, lambda done, kv: self._handed_over(pending, match, kv), self._loop.served)
             if match.arriving is not None:
                 for span in match.arriving:
                     self._loop.bring(request, span)

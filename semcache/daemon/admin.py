@@ -70,7 +70,7 @@ def routes(
     @router.get("/v1/semcache/requests", response_model=None)
     async def requests(http: Request, limit: int = 50) -> dict[str, Any]:
         caller = principal(http.scope["state"])
-        return {"requests": journal.recent(_limit(limit), caller)}
+        return {"requests": await journal.recent(_limit(limit), caller, pool)}
 
     @router.get("/v1/semcache/events", response_model=None)
     async def events(http: Request) -> StreamingResponse:

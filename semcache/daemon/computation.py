@@ -96,7 +96,7 @@ class Computations:
         if flight is not None:
             flight.is_computing = True  # cleared by `_after`, whatever becomes of this coroutine
         request.state = RequestState.WAITING  # from here on it belongs to the engine thread
-        self._engine.submit(request, hand_over)
+        self._engine.submit(request, hand_over, terms.served)
         if match.arriving is not None:
             bringing = loop.run_in_executor(self._pool, self._bring, request, match.arriving)
             bringing.add_done_callback(lambda _done: done_with("reads"))

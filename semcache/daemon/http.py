@@ -83,7 +83,7 @@ async def head(live: Live) -> None:
     """Wait until the look-up is done, so that headers can tell its result; an early failure is raised as itself."""
     await live.head()
     if live.request.state is RequestState.FAILED and live.request.receipt is None and live.request.error is not None:
-        raise live.request.error
+        raise live.request.error.bare()
 
 
 async def until_done_or_gone(http: HttpRequest, service: Service, live: Live) -> None:
@@ -103,7 +103,7 @@ def gather(live: Live) -> None:
     """Raise what ended the request, unless it finished."""
     request = live.request
     if request.state is not RequestState.FINISHED:
-        raise request.error or EngineError("the request was cancelled")
+        raise request.error.bare() if request.error is not None else EngineError("the request was cancelled")
 
 
 async def _drain(live: Live) -> None:

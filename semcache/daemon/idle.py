@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol
 
 from semcache.daemon.cache.admit import PromptKV
@@ -104,12 +105,12 @@ class IdleTime:
 
     async def _work_once(self, served: Served) -> Worked:
         for chore in self._chores:
-            worked = await chore.work(served, self._compute)
+            worked = await chore.work(served, partial(self._compute, served))
             if worked is not Worked.NOTHING or self._busy.is_set():
                 return worked
         return Worked.NOTHING
 
-    async def _compute(self, request: Request) -> PromptKV | None:
+    async def _compute(self, served: Served, request: Request) -> PromptKV | None:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[PromptKV | None] = loop.create_future()
 
@@ -118,7 +119,7 @@ class IdleTime:
 
         request.gives_way = True
         self._running = request
-        self._engine.submit(request, hand_over)
+        self._engine.submit(request, hand_over, served)
         if self._busy.is_set():  # since the last look, while the pool was at work
             self._engine.cancel(request)
         try:

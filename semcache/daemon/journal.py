@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
 from typing import Any, cast
 
 from semcache import wire
@@ -72,17 +73,17 @@ class Journal:
         """A request that this process still remembers."""
         return self._recent.get(request_id)
 
-    def recent(self, limit: int, users: str) -> list[wire.AskReceipt]:
-        """Newest first: what this process remembers, then what the store kept. `users` is a principal."""
-        mine = [r for r in reversed(self._recent.values()) if _belongs(r.user, users)][:limit]
-        receipts = [ask_receipt(request) for request in mine]
+    async def recent(self, limit: int, principal: str, pool: Executor) -> list[wire.AskReceipt]:
+        """Newest first: what this process remembers, then what the store kept of older ones but for damaged rows."""
+        mine = [r for r in reversed(self._recent.values()) if _belongs(r.user, principal)]
+        receipts = [ask_receipt(request) for request in mine[:limit]]
         if len(receipts) < limit:
             known = {receipt["id"] for receipt in receipts}
-            for row in self._store.recent_requests(limit=limit):
-                stored = cast("wire.AskReceipt", row.receipt)
-                if stored["id"] not in known and _belongs(stored["user"], users) and len(receipts) < limit:
-                    receipts.append(stored)
-        return receipts
+            loop = asyncio.get_running_loop()
+            rows = await loop.run_in_executor(pool, self._store.recent_requests, limit, principal)
+            older = [row.receipt for row in rows if row.id not in known and row.receipt.get("id") == row.id]
+            receipts += cast("list[wire.AskReceipt]", older)
+        return receipts[:limit]
 
     def record(self, request: Request, saved_ms: float) -> None:
         """Account a finished request; on a pool thread."""

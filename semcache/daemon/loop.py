@@ -7,17 +7,16 @@ cache's hand-over; decides nothing about reuse and nothing about HTTP.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.drafts import Drafts
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.sampler import NAN_LOGITS
 from semcache.daemon.handover import PIECE_BYTES, HandOver, Handovers
+from semcache.daemon.inbox import Command, Inbox, Submit
 from semcache.daemon.request import Donor, Request, RequestState
 from semcache.daemon.resident import LoadEngine, Resident
 from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
@@ -27,19 +26,6 @@ from semcache.errors import EngineError, ModelLoadError, SemcacheError, Unavaila
 from semcache.store.tensors import KVSpan
 
 log = logging.getLogger("semcache.engine")
-
-
-@dataclass(frozen=True)
-class _Submit:
-    request: Request
-    hand_over: HandOver
-
-
-@dataclass(frozen=True)
-class _Command:
-    """Run on the engine thread between two steps; None ends the thread."""
-
-    action: Callable[[], None] | None
 
 
 class EngineLoop:
@@ -58,13 +44,16 @@ class EngineLoop:
     ) -> None:
         self._resident = Resident(load, on_change=on_change, keep_alive_s=keep_alive_s, clock=clock)
         self._clock = clock
-        self._inbox: queue.SimpleQueue[_Submit | _Command] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._scheduler = Scheduler(0)
         self._streams = Streams()
         self._drafts = Drafts(enabled=drafts)
         self._handovers = Handovers(block_tokens=block_tokens, piece_bytes=piece_bytes)
+        self._piece_bytes = piece_bytes
+        self._num_brought_bytes = 0  # since the last step
         self._is_to_unload = False
+        self._has_failed_to_load = False  # and not yet answered everybody who waited for that
         self.num_failures = 0
 
     # Any thread
@@ -87,7 +76,7 @@ class EngineLoop:
 
     @property
     def num_waiting(self) -> int:
-        return self._scheduler.num_waiting + self._inbox.qsize()
+        return self._scheduler.num_waiting + self._inbox.num_submits
 
     @property
     def num_running(self) -> int:
@@ -102,50 +91,65 @@ class EngineLoop:
     def unloads_in_s(self) -> float | None:
         return None if self._scheduler.num_running else self._resident.idle_left_s
 
-    def submit(self, request: Request, hand_over: HandOver) -> None:
-        """Queue a request; `hand_over` gets its KV on the engine thread, once it ended and all of that is copied."""
-        self._inbox.put(_Submit(request, hand_over))
+    def submit(self, request: Request, hand_over: HandOver, served: Served | None) -> None:
+        """Queue a request; `hand_over` gets its KV on the engine thread, once it ended and all of that is copied.
+
+        `served` is the model that its tokens, KV and logits are of: another one, loaded meanwhile, refuses it. None
+        where they are of whichever is loaded.
+        """
+        submit = Submit(request, hand_over, served)
+        if not self._inbox.put(submit):
+            _refuse(submit)
 
     def cancel(self, request: Request, error: SemcacheError | None = None) -> None:
         """Ask for the end of a request, as failed where there is an error; it comes before the next forward pass."""
         request.cancel_error = error
         request.cancel_requested = True
-        self._inbox.put(_Command(lambda: None))
+        self._inbox.put(Command(lambda: None))
 
     def bring(self, request: Request, span: KVSpan | None) -> None:
         """The next part of the KV of a submitted request that is arriving; None when there is no more."""
-        self._inbox.put(_Command(lambda: self._bring(request, span)))
+        self._inbox.put(Command(lambda: self._bring(request, span)))
 
     def offer(self, request: Request, donors: Sequence[Donor]) -> None:
         """Further donors for a request under way."""
-        self._inbox.put(_Command(lambda: self._offer(request, donors)))
+        self._inbox.put(Command(lambda: self._offer(request, donors)))
 
     def load(self) -> None:
-        self._inbox.put(_Command(self._ensure_loaded))
+        self._inbox.put(Command(self._load))
 
     def unload(self) -> None:
         """Free the model's memory once nothing runs or waits; the cache stays."""
-        self._inbox.put(_Command(self._unload_when_idle))
+        self._inbox.put(Command(self._unload_when_idle))
 
     def stop(self, timeout_s: float | None = None) -> None:
         """End every live request and the thread."""
-        self._inbox.put(_Command(None))
+        self._inbox.put(Command(None))
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
     # Engine thread only, from here on
 
     def _run(self) -> None:
+        try:
+            self._serve_on()
+        finally:
+            self._shut_down()
+
+    def _serve_on(self) -> None:
         while True:
             try:
-                self._serve()
-                break
+                return self._serve()
             except Exception as error:
                 # Nothing below should come to this; requests that nobody ends would wait for ever.
                 log.exception("the engine thread starts again")
                 self.num_failures += 1
                 self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
-        self._fail_all(UnavailableError("the daemon is shutting down", retry_after_s=1))
+
+    def _shut_down(self) -> None:
+        for submit in self._inbox.close():
+            _refuse(submit)
+        self._fail_all(_shutting_down())
         while self._handovers.leaving is not None:
             self._copy_piece()
         self._resident.unload()
@@ -160,41 +164,57 @@ class EngineLoop:
                 self._copy_piece()
 
     def _take_messages(self) -> bool:
-        """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread."""
+        """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread.
+
+        No more than about a piece of the KV that is brought: running streams wait for the copy.
+        """
         has_requests = any(True for _ in self._scheduler)
         has_work = not self._scheduler.is_idle or self._handovers.leaving is not None
         block = not has_work and (has_requests or not self._is_to_unload)
-        while True:
-            try:
-                timeout_s = self._resident.idle_left_s if block and not has_requests else None
-                message = self._inbox.get(block=block, timeout=timeout_s)
-            except queue.Empty:
+        self._num_brought_bytes = 0
+        while self._num_brought_bytes < self._piece_bytes:
+            timeout_s = self._resident.idle_left_s if block and not has_requests else None
+            message = self._inbox.get(block=block, timeout_s=timeout_s)
+            if message is None:
+                self._has_failed_to_load = False
                 if block:
                     self._unload()
                 return True
             block = False
-            if isinstance(message, _Submit):
+            if isinstance(message, Submit):
                 self._take(message)
             elif message.action is None:
                 return False
             else:
                 message.action()
+        return True
 
     @property
     def _is_busy(self) -> bool:
         return any(True for _ in self._scheduler) or self._handovers.leaving is not None
 
-    def _take(self, message: _Submit) -> None:
-        self._handovers.add(message.request, message.hand_over)
+    def _take(self, submit: Submit) -> None:
+        request = submit.request
+        self._handovers.add(request, submit.hand_over)
+        self._scheduler.add(request)
         self._ensure_loaded()
-        self._scheduler.add(message.request)
-        if self._engine is None:
-            self._end(
-                message.request, RequestState.FAILED, self.model.error or ModelLoadError("the model is not loaded")
-            )
+        if self._engine is None or self.served is None:
+            error = self.model.error or ModelLoadError("the model is not loaded")
+            self._end(request, RequestState.FAILED, error)
+        elif submit.served is not None and not self.served.is_same_model(submit.served):
+            error = UnavailableError("the model was changed while this was looked up; ask again", retry_after_s=1)
+            self._end(request, RequestState.FAILED, error)
+
+    def _load(self) -> None:
+        self._is_to_unload = False
+        self._ensure_loaded()
 
     def _ensure_loaded(self) -> None:
+        """A load that failed has failed for everybody who waited for it: one that comes later tries again."""
+        if self._has_failed_to_load:
+            return
         self._resident.load()
+        self._has_failed_to_load = self._engine is None
         if self._engine is not None:
             self._scheduler.num_slots = self._engine.num_slots
 
@@ -271,6 +291,7 @@ class EngineLoop:
 
     def _receive(self, request: Request, span: KVSpan | None) -> None:
         assert self._engine is not None
+        self._num_brought_bytes += 0 if span is None else span.size_bytes
         is_there = span is None or self._engine.receive(request, span)
         if not (is_there and request.is_arriving):  # whoever reads says that it was all when everything is tidied up
             return
@@ -354,14 +375,32 @@ class EngineLoop:
                 self._let_go(request, kv)
 
     def _let_go(self, request: Request, kv: PromptKV | None) -> None:
-        """The last of a request on this thread."""
+        """The last of a request on this thread; who waits for it hears of it, whatever becomes of the slot."""
         self._scheduler.free_slot(request)
-        if self._engine is not None:
-            self._engine.release(request)
+        try:
+            if self._engine is not None:
+                self._engine.release(request)
+        except Exception:
+            log.exception("the slot of request %s could not be cleared", request.id)
+            self.num_failures += 1
         self._resident.used()
         self._handovers.finish(request, kv)
 
     def _fail_all(self, error: SemcacheError, *, only_running: bool = False) -> None:
+        """One after the other: what goes wrong with the end of one must not keep the others waiting."""
         for request in list(self._scheduler):
             if not only_running or request.slot is not None or request.state is not RequestState.WAITING:
-                self._end(request, RequestState.FAILED, error)
+                try:
+                    self._end(request, RequestState.FAILED, error)
+                except Exception:
+                    log.exception("request %s did not end well", request.id)
+
+
+def _shutting_down() -> SemcacheError:
+    return UnavailableError("the daemon is shutting down", retry_after_s=1)
+
+
+def _refuse(submit: Submit) -> None:
+    """On whichever thread finds that the engine's takes no more."""
+    submit.request.end(RequestState.FAILED, _shutting_down())
+    submit.hand_over(submit.request, None)

@@ -312,6 +312,6 @@ class Request:
         """The only way out of a request; publishes exactly once."""
         assert state.is_terminal, (self.id, state)
         assert not self.state.is_terminal, (self.id, self.state, state)
-        self.state, self.error = state, error
+        self.state, self.error = state, error and error.bare()  # the request is remembered for long
         self.times.ended = self.clock()
-        self.publish(End(state, error))
+        self.publish(End(state, self.error))

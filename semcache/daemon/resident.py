@@ -49,7 +49,7 @@ class Resident:
         try:
             engine = self._load(lambda stage, share: self._become(ModelState("loading", stage, share)))
         except SemcacheError as error:
-            self._become(ModelState("failed", error=error))
+            self._become(ModelState("failed", error=error.bare()))
         except Exception as error:
             log.exception("loading the model failed")
             self._become(ModelState("failed", error=ModelLoadError(f"the model cannot be loaded: {error}")))
@@ -60,13 +60,15 @@ class Resident:
             self._become(ModelState("ready"))
 
     def unload(self) -> None:
-        """Free its memory; nothing where it is not loaded."""
-        if self.engine is None:
+        """Free its memory; nothing where it is not loaded. It is gone even where the device refuses to say so."""
+        engine, self.engine = self.engine, None
+        if engine is None:
             return
-        log.info("unloading %s", self.engine.info.name)
-        self.engine.close()
-        self.engine = None
-        self._become(ModelState("unloaded"))
+        log.info("unloading %s", engine.info.name)
+        try:
+            engine.close()
+        finally:
+            self._become(ModelState("unloaded"))
 
     def _become(self, state: ModelState) -> None:
         self.model = state

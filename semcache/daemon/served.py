@@ -30,3 +30,8 @@ class Served:
     numerics: str
     cuts: Cuts
     num_slots: int
+
+    def is_same_model(self, other: Served) -> bool:
+        """Whether tokens, KV and logits of one are those of the other: its folder may hold another model by now."""
+        mine, theirs = (self.info.fingerprint, self.numerics), (other.info.fingerprint, other.numerics)
+        return mine == theirs and self.cuts == other.cuts

@@ -252,7 +252,7 @@ class Service:
         state, served = self._engine.model, self._engine.served
         if served is None:
             if state.error is not None:
-                raise state.error
+                raise state.error.bare()
             percent = f" {state.progress:.0%}" if state.progress is not None else ""
             raise UnavailableError(f"the model is loading ({state.stage or 'starting'}{percent})", retry_after_s=1)
         if model is not None and model != served.info.name:

@@ -326,9 +326,9 @@ class Store:
         with self._incidents.writing("request history"):
             self._usage.record(row)
 
-    def recent_requests(self, limit: int = 50, user: str | None = None) -> list[HistoryRow]:
+    def recent_requests(self, limit: int = 50, principal: str | None = None) -> list[HistoryRow]:
         with self._incidents.reading("request history"):
-            return self._usage.recent(limit, user)
+            return self._usage.recent(limit, principal)
         return []
 
     def usage(self) -> UsageReport:

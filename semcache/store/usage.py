@@ -110,6 +110,9 @@ _ADD_USAGE = (
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
     + ", first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)"
 )
+_OF_PRINCIPAL = (
+    "WHERE :principal IS NULL OR user = :principal OR substr(user, 1, length(:principal) + 1) = :principal || '/'"
+)
 # Whose an entry was that is gone is not known any more, so the prompts of all of them go.
 _FORGET_MATCHES = (
     "UPDATE requests SET receipt = json_set(receipt, '$.cache.matched_prompt', NULL) "
@@ -145,10 +148,10 @@ class UsageBook:
             connection.execute("DELETE FROM requests WHERE number <= ?", (newest - MAX_HISTORY_ROWS,))
             connection.execute(_ADD_USAGE, row)
 
-    def recent(self, limit: int, user: str | None = None) -> list[HistoryRow]:
-        """The newest requests first."""
-        sql = f"SELECT {', '.join(_HISTORY)} FROM requests WHERE ? IS NULL OR user = ? ORDER BY number DESC LIMIT ?"  # noqa: S608
-        return [_history(row) for row in self._db.rows(sql, (user, user, limit))]
+    def recent(self, limit: int, principal: str | None = None) -> list[HistoryRow]:
+        """The newest requests first: of everybody, or of one principal and its sub-users."""
+        sql = f"SELECT {', '.join(_HISTORY)} FROM requests {_OF_PRINCIPAL} ORDER BY number DESC LIMIT :limit"  # noqa: S608
+        return [_history(row) for row in self._db.rows(sql, {"principal": principal, "limit": limit})]
 
     def users(self) -> list[str]:
         """Everybody who asked or stored anything, in order."""

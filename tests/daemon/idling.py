@@ -17,7 +17,7 @@ from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.idle import IdleTime
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import Message, Request, RequestState
-from semcache.daemon.served import ModelState
+from semcache.daemon.served import ModelState, Served
 from semcache.errors import SemcacheError
 from semcache.store.tensors import KVSpan
 from tests.daemon.cache.words import MODEL
@@ -59,7 +59,9 @@ class FakeLoop:
         self.brought: dict[str, list[KVSpan | None]] = {}
         self._hand_over: dict[str, Callable[[Request, PromptKV | None], None]] = {}
 
-    def submit(self, request: Request, hand_over: Callable[[Request, PromptKV | None], None]) -> None:
+    def submit(
+        self, request: Request, hand_over: Callable[[Request, PromptKV | None], None], served: Served | None
+    ) -> None:
         self._hand_over[request.id] = hand_over
         request.state = RequestState.WAITING
         self.requests.append(request)

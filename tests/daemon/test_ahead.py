@@ -98,7 +98,8 @@ class Talk:
     async def computed(self, request: Request) -> PromptKV:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[PromptKV | None] = loop.create_future()
-        self.engine.submit(request, lambda _done, kv: loop.call_soon_threadsafe(ended.set_result, kv))
+        served = self.engine.served
+        self.engine.submit(request, lambda _done, kv: loop.call_soon_threadsafe(ended.set_result, kv), served)
         kv = await soon(ended)
         assert request.state is RequestState.FINISHED
         assert kv is not None
@@ -137,7 +138,7 @@ async def loaded(engine: EngineLoop) -> EngineLoop:
             id="probe", user="os:1", model="m", messages=(Message("user", "?"),), prompt_tokens=[1],
             sampling=Sampling(max_tokens=1), options=CacheOptions(), publish=lambda event: None,
         )  # fmt: skip
-        engine.submit(probe, lambda _done, _kv: running.call_soon_threadsafe(done.set))
+        engine.submit(probe, lambda _done, _kv: running.call_soon_threadsafe(done.set), None)
         await soon(done.wait())
     return engine
 
@@ -212,7 +213,7 @@ async def real_kv(real: EngineLoop, piece: Request) -> PromptKV:
     )  # fmt: skip
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[PromptKV | None] = loop.create_future()
-    real.submit(again, lambda _done, kv: loop.call_soon_threadsafe(ended.set_result, kv))
+    real.submit(again, lambda _done, kv: loop.call_soon_threadsafe(ended.set_result, kv), real.served)
     kv = await soon(ended)
     assert kv is not None
     return kv

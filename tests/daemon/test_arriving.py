@@ -108,10 +108,13 @@ class World:
 
     def __init__(self, store: Store, files: RiskyFiles, loaded: LoadedModel, exactness: Exactness = "bitwise") -> None:
         self.files, self.store = files, store
+        self.loaded, self.exactness = loaded, exactness  # what is found at the next load
         self.pool = ThreadPoolExecutor(6)
         self.headroom = Headroom(10**9)
         self.engine = EngineLoop(
-            lambda _progress: Engine(loaded, num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness=exactness)
+            lambda _progress: Engine(
+                self.loaded, num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness=self.exactness
+            )
         )
         self.engine.start()
         self.engine.load()
@@ -317,6 +320,33 @@ async def test_an_unload_and_a_stop_do_not_forget_who_waits_for_kv(world: World)
     assert live.request.state is RequestState.FAILED
     assert isinstance(live.request.error, UnavailableError)
     world.files.gate.set()
+    await world.until(lambda: world.headroom.held_bytes == 0)
+
+
+@pytest.mark.parametrize("may_arrive_late", [False, True])
+@pytest.mark.parametrize("changed", ["weights", "numerics"])
+async def test_kv_of_a_model_is_not_used_with_its_successor(
+    world: World, tmp_path: Path, *, changed: str, may_arrive_late: bool
+) -> None:
+    await world.ready()
+    cold = await world.ask()
+    world.engine.unload()
+    await world.until(lambda: world.engine.model.state == "unloaded")
+    await world.service.settled()
+    stored = world.store.tier_status()["disk"]
+    if changed == "weights":
+        world.loaded = load(save_model(tmp_path / "retrained", initializer_range=0.3))
+    else:
+        world.exactness = "rounding"
+    refused = await world.ask(TEXT if may_arrive_late else TEXT + " and how much snow?")
+    assert refused.num_cached_tokens >= 2 * CHUNK_TOKENS, "the look-up knew of no other model"
+    assert (refused.state, refused.output_tokens) == (RequestState.FAILED, [])
+    assert isinstance(refused.error, UnavailableError)
+    await world.service.settled()
+    assert world.store.tier_status()["disk"] == stored
+    again = await world.ask()
+    assert (again.state, again.num_cached_tokens) == (RequestState.FINISHED, 0)
+    assert (again.output_tokens == cold.output_tokens) == (changed == "numerics")
     await world.until(lambda: world.headroom.held_bytes == 0)
 
 

@@ -301,7 +301,7 @@ async def test_a_real_engine_says_the_same_again(store: Store, tmp_path: Path) -
         def hand_over(*_: object) -> None:
             loop.call_soon_threadsafe(ended.set_result, None)
 
-        engine.submit(fresh, hand_over)
+        engine.submit(fresh, hand_over, engine.served)
         await soon(ended)
         stop = fresh.answer[-4:]
         sampling = replace(sampling, stop=(stop,))

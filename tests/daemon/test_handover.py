@@ -48,7 +48,7 @@ class Arm:
             id=f"r{id(handed)}", user="os:1", model="m", messages=(Message("user", "?"),), prompt_tokens=prompt,
             sampling=sampling, options=options, publish=publish, **fields,
         )  # fmt: skip
-        self.loop.submit(request, lambda _request, kv: handed.put(kv))
+        self.loop.submit(request, lambda _request, kv: handed.put(kv), self.loop.served)
         return request, handed.get(timeout=TIMEOUT_S)
 
     def computed(self, tokens: list[int]) -> PromptKV:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,21 @@ class BrokenEngine(Engine):
     """Fails in the decode step for as long as `broken` is set, and waits in it for as long as `gate` is closed."""
 
     broken = False
+    cannot_clear = False
     no_room_for_kv = False
     gate = threading.Event()
     gate.set()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        clear = self._pool.clear
+
+        def clear_or_fail(slot: int, num_tokens: int) -> None:
+            if self.cannot_clear:
+                raise RuntimeError("device-side assert triggered")
+            clear(slot, num_tokens)
+
+        self._pool.clear = clear_or_fail
 
     def kv(self, request: Request, start: int, stop: int) -> KVSpan:
         if self.no_room_for_kv:
@@ -84,7 +97,7 @@ class Asked:
         )  # fmt: skip
 
     def submit(self, loop: EngineLoop) -> Asked:
-        loop.submit(self.request, lambda _request, kv: self.handed.put(kv))
+        loop.submit(self.request, lambda _request, kv: self.handed.put(kv), loop.served)
         return self
 
     def end(self) -> End:
@@ -163,6 +176,46 @@ def test_a_failing_step_ends_its_requests_and_no_others(make_loop: Callable[...,
     assert loop.num_failures == 1
     assert loop.is_alive
     assert Asked("works again").submit(loop).end().state is RequestState.FINISHED
+
+
+def test_a_slot_that_cannot_be_cleared_keeps_nobody_waiting(
+    make_loop: Callable[..., EngineLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an error that every later call to the card repeats."""
+    loop = make_loop(num_slots=2)
+    BrokenEngine.gate.clear()
+    asked = [Asked(f"p{i}", max_tokens=200).submit(loop) for i in range(3)]
+    asked[0].first_token()
+    monkeypatch.setattr(BrokenEngine, "broken", True)
+    monkeypatch.setattr(BrokenEngine, "cannot_clear", True)
+    BrokenEngine.gate.set()
+    assert [a.end().state for a in asked] == [RequestState.FAILED] * 3
+    assert [a.kv() for a in asked] == [None] * 3
+    monkeypatch.undo()
+    assert [Asked(f"q{i}").submit(loop).end().state for i in range(3)] == [RequestState.FINISHED] * 3
+    assert loop.is_alive
+
+
+def test_who_does_not_end_well_keeps_no_other_waiting(
+    make_loop: Callable[..., EngineLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(num_slots=3)
+    BrokenEngine.gate.clear()
+    deaf, other = [Asked(f"deaf {i}", max_tokens=200) for i in range(2)], Asked("other", max_tokens=200)
+
+    def hand_over(_request: Request, _kv: PromptKV | None) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    for asked in deaf:
+        loop.submit(asked.request, hand_over, loop.served)
+    other.submit(loop)
+    deaf[0].first_token()
+    monkeypatch.setattr(BrokenEngine, "broken", True)
+    BrokenEngine.gate.set()
+    assert [asked.end().state for asked in (*deaf, other)] == [RequestState.FAILED] * 3
+    assert other.kv() is None
+    monkeypatch.undo()
+    assert Asked().submit(loop).end().state is RequestState.FINISHED
 
 
 def test_kv_that_cannot_be_copied_is_not_kept_and_nothing_else_happens(make_loop: Callable[..., EngineLoop]) -> None:
@@ -247,6 +300,74 @@ def test_a_model_that_cannot_load_fails_every_request_with_the_reason(make_loop:
     assert loop.model.state == "failed"
 
 
+class Weights:
+    """Something large."""
+
+
+def test_a_failed_load_fails_all_who_wait_for_it_and_keeps_nothing() -> None:
+    is_loading, gate = threading.Event(), threading.Event()
+    loaded: list[weakref.ref[Weights]] = []
+
+    def load_engine(_progress: Progress) -> Engine:
+        weights = Weights()
+        loaded.append(weakref.ref(weights))
+        is_loading.set()
+        assert gate.wait(TIMEOUT_S)
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise ModelLoadError("no room for the weights") from error
+
+    loop = EngineLoop(load_engine)
+    loop.start()
+    try:
+        asked = [Asked("first").submit(loop)]
+        assert is_loading.wait(TIMEOUT_S)
+        asked += [Asked(f"p{i}").submit(loop) for i in range(3)]
+        gate.set()
+        assert [a.end().state for a in asked] == [RequestState.FAILED] * 4
+        assert [str(a.request.error) for a in asked] == ["no room for the weights"] * 4
+        assert [weights() for weights in loaded] == [None]
+        while len(loaded) == 1:  # who comes when all of them have been told tries again
+            assert Asked("later").submit(loop).end().state is RequestState.FAILED
+    finally:
+        loop.stop(TIMEOUT_S)
+
+
+def test_a_load_takes_an_unload_back(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=1)
+    BrokenEngine.gate.clear()
+    running = Asked(max_tokens=20).submit(loop)
+    running.first_token()
+    loop.unload()
+    loop.load()
+    states: list[str] = []
+    loop._resident._on_change = lambda: states.append(loop.model.state)
+    BrokenEngine.gate.set()
+    assert running.kv() is not None
+    for i in range(3):
+        assert Asked(f"p{i}").submit(loop).kv() is not None
+    assert states == []
+
+
+def test_a_model_that_leaves_with_an_error_is_loaded_again(
+    make_loop: Callable[..., EngineLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop()
+    assert Asked().submit(loop).kv() is not None
+
+    def close(_engine: Engine) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr(BrokenEngine, "close", close)
+    left = queue.SimpleQueue[str]()
+    loop._resident._on_change = lambda: left.put(loop.model.state)
+    loop.unload()
+    assert left.get(timeout=TIMEOUT_S) == "unloaded"
+    monkeypatch.undo()
+    assert Asked().submit(loop).end().state is RequestState.FINISHED
+
+
 def test_an_idle_model_leaves_memory_and_comes_back(make_loop: Callable[..., EngineLoop]) -> None:
     loop = make_loop(keep_alive_s=0.01)
     first = Asked("again").submit(loop)
@@ -270,6 +391,38 @@ def test_stop_ends_what_is_left(make_loop: Callable[..., EngineLoop]) -> None:
     assert all(end.state in (RequestState.FAILED, RequestState.FINISHED) for end in ends)
     assert any(isinstance(end.error, UnavailableError) for end in ends)
     assert not loop.is_alive
+
+
+def test_who_comes_behind_a_stop_is_told(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=1)
+    BrokenEngine.gate.clear()
+    running = Asked(max_tokens=200).submit(loop)
+    running.first_token()
+    stopping = threading.Thread(target=loop.stop, args=(TIMEOUT_S,))
+    stopping.start()
+    while loop._inbox._queue.empty():
+        pass
+    behind = Asked("behind").submit(loop)
+    BrokenEngine.gate.set()
+    stopping.join()
+    late = Asked("late").submit(loop)
+    for asked in (running, behind, late):
+        assert isinstance(asked.end().error, UnavailableError)
+        assert asked.handed.get(timeout=TIMEOUT_S) is None or asked is running
+    assert loop.num_waiting == 0
+
+
+def test_only_requests_wait(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=1)
+    BrokenEngine.gate.clear()
+    running = Asked(max_tokens=200).submit(loop)
+    running.first_token()
+    for _ in range(5):
+        loop.bring(running.request, None)
+        loop.offer(running.request, [])
+    assert loop.num_waiting == 0
+    Asked("waits").submit(loop)
+    assert loop.num_waiting == 1
 
 
 def test_logits_are_ordinary_tensors(make_loop: Callable[..., EngineLoop]) -> None:

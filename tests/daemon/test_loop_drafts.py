@@ -95,7 +95,7 @@ class Asked:
         )  # fmt: skip
         self.request.receipt = self.request.receipt or Receipt(Outcome.MISS, "empty", "per_user")
         self.receipt_at_end: Receipt | None = None
-        loop.submit(self.request, lambda _request, kv: self.handed.put(kv))
+        loop.submit(self.request, lambda _request, kv: self.handed.put(kv), loop.served)
 
     def _publish(self, event: Event) -> None:
         if isinstance(event, End):

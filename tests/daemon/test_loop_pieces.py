@@ -31,6 +31,7 @@ class Traced(Engine):
 
     trace: list[str]
     on_piece: Callable[[int], object]
+    on_decode: Callable[[], object]
 
     def begin(self, request: Request) -> None:
         self.trace.append(f"begin {request.id}")
@@ -38,7 +39,12 @@ class Traced(Engine):
 
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
         self.trace.append("decode")
+        self.on_decode()
         return super().decode(requests)
+
+    def receive(self, request: Request, span: KVSpan) -> bool:
+        self.trace.append("receive")
+        return super().receive(request, span)
 
     def kv(self, request: Request, start: int, stop: int) -> KVSpan:
         if request.id == "long":
@@ -63,7 +69,7 @@ class Asked:
             self.ends.put(event)
 
     def submit(self, loop: EngineLoop) -> Asked:
-        loop.submit(self.request, lambda _request, kv: self.handed.put(kv))
+        loop.submit(self.request, lambda _request, kv: self.handed.put(kv), loop.served)
         return self
 
     def kv(self) -> PromptKV | None:
@@ -81,6 +87,7 @@ class Arm:
     def __init__(self, loaded: LoadedModel, num_slots: int) -> None:
         self.engine = Traced(loaded, num_slots=num_slots, prefill_chunk_tokens=CHUNK_TOKENS)
         self.engine.trace, self.engine.on_piece = [], lambda _number: None
+        self.engine.on_decode = lambda: None
         self.loop = EngineLoop(lambda _progress: self.engine, drafts=False, block_tokens=CHUNK_TOKENS, piece_bytes=1)
         self.loop.start()
 
@@ -97,7 +104,7 @@ class Arm:
 
         stream.submit(self.loop)
         for other in others:
-            self.loop.submit(other.request, lambda _request, kv, other=other: handed(other, kv))
+            self.loop.submit(other.request, lambda _request, kv, other=other: handed(other, kv), None)
         return stream
 
 
@@ -190,6 +197,29 @@ def test_a_piece_that_cannot_be_copied_costs_its_request_the_kv_and_nobody_else(
         asked.assert_ended_once()
 
 
+def test_streams_go_on_between_the_parts_of_kv_that_arrives(make_arm: Callable[[int], Arm]) -> None:
+    arm = make_arm(2)
+    kv = Asked("cold", LONG, max_tokens=1).submit(arm.loop).kv()
+    assert kv is not None
+    late = Asked("late", LONG, max_tokens=2)
+    late.request.num_restored, late.request.prompt_logits, late.request.is_arriving = len(LONG), kv.logits, True
+    parts: list[KVSpan | None] = [*kv.spans, None]
+
+    def bring() -> None:
+        """All of it at once, beside a stream."""
+        while parts and late.request.output_tokens:
+            arm.loop.bring(late.request, parts.pop(0))
+
+    arm.engine.on_decode = bring
+    arm.while_it_runs(late)
+    assert_whole(late.kv())
+    late.assert_ended_once()
+    trace = arm.engine.trace
+    received = [i for i, what in enumerate(trace) if what == "receive"]
+    assert len(received) == NUM_PIECES
+    assert all("decode" in trace[i:j] for i, j in itertools.pairwise(received))
+
+
 def test_a_failed_step_does_not_take_what_has_ended_with_it(make_arm: Callable[[int], Arm]) -> None:
     arm = make_arm(2)
     doomed = Asked("doomed", OTHER, max_tokens=200)
@@ -217,7 +247,7 @@ def test_stop_and_unload_wait_for_pieces(make_arm: Callable[[int], Arm]) -> None
         elif number == 2:
             assert arm.loop.model.state == "ready", "the slot is still read"
             stopping.start()
-            while not arm.loop.num_waiting:
+            while arm.loop._inbox._queue.empty():
                 pass
 
     arm.engine.on_piece = interrupt

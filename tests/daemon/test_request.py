@@ -1,10 +1,19 @@
-"""What the receipt says of a draft."""
+"""What the receipt says of a draft, and what is kept of an error."""
 
 from __future__ import annotations
 
 import pytest
 
-from semcache.daemon.request import CacheOptions, Message, Outcome, Receipt, Request, Sampling
+from semcache.daemon.request import (
+    CacheOptions,
+    Message,
+    Outcome,
+    Receipt,
+    Request,
+    RequestState,
+    Sampling,
+)
+from semcache.errors import BusyError
 
 
 def settled(num_output: int, num_drafted: int, num_accepted: int, outcome: Outcome = Outcome.MISS) -> Receipt:
@@ -44,3 +53,18 @@ def test_a_request_without_a_receipt_has_nothing_to_settle() -> None:
     )  # fmt: skip
     request.settle_draft()
     assert request.receipt is None
+
+
+def test_an_error_is_kept_without_what_it_was_raised_in() -> None:
+    request = Request(
+        id="r", user="u", model="m", messages=(Message("user", "hi"),), prompt_tokens=[1], sampling=Sampling(),
+        options=CacheOptions(), publish=lambda event: None,
+    )  # fmt: skip
+    try:
+        raise BusyError("try again", param="messages", retry_after_s=2) from KeyError("x")
+    except BusyError as error:
+        request.end(RequestState.FAILED, error)
+    kept = request.error
+    assert isinstance(kept, BusyError)
+    assert (str(kept), kept.message, kept.param, kept.retry_after_s) == ("try again", "try again", "messages", 2)
+    assert (kept.__traceback__, kept.__cause__, kept.__context__) == (None, None, None)

@@ -17,6 +17,7 @@ from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.headroom import Headroom
 from semcache.daemon.live import Ask, Live
 from semcache.daemon.request import CacheMode, CacheOptions, Message, Outcome, Request, RequestState, Sampling
+from semcache.daemon.served import Served
 from semcache.daemon.service import Service
 from semcache.errors import BusyError
 from semcache.store.files import Files
@@ -60,10 +61,12 @@ class Line(FakeLoop):
         self.served.cuts = MODEL.cuts
         self.waiting: set[str] = set()
 
-    def submit(self, request: Request, hand_over: Callable[[Request, PromptKV | None], None]) -> None:
+    def submit(
+        self, request: Request, hand_over: Callable[[Request, PromptKV | None], None], served: Served | None
+    ) -> None:
         self.waiting.add(request.id)
         self.num_waiting = len(self.waiting)
-        super().submit(request, hand_over)
+        super().submit(request, hand_over, served)
 
     async def next(self) -> Request:
         return await soon(self.submitted.get())
@@ -356,7 +359,7 @@ async def test_a_request_says_that_it_has_its_slot_before_its_first_token(loaded
     request.publish = lambda event: happened.append(type(event).__name__)
     with engine_loop(loaded, chunk_tokens=16) as engine:
         loop = asyncio.get_running_loop()
-        engine.submit(request, lambda *_: loop.call_soon_threadsafe(ending.set_result, None))
+        engine.submit(request, lambda *_: loop.call_soon_threadsafe(ending.set_result, None), engine.served)
         await soon(ending)
     assert happened[0] == "slot"
     assert (happened.count("slot"), happened[-1]) == (1, "End")

@@ -37,11 +37,11 @@ def test_history_newest_first_and_by_user(store: Store, open_store: OpenStore) -
         store.record_request(usage_record(number, user=ALICE.user if number % 2 else BOB.user, prompt="\ud800?"))
     again = open_store()
     assert [row.id for row in again.recent_requests(3)] == ["req_4", "req_3", "req_2"]
-    assert [row.id for row in again.recent_requests(user=ALICE.user)] == ["req_3", "req_1"]
+    assert [row.id for row in again.recent_requests(principal=ALICE.user)] == ["req_3", "req_1"]
     row = again.recent_requests(1)[0]
     assert row.receipt == {"id": "req_4", "usage": {"total_tokens": 3}}
     assert row.prompt == "??"
-    assert again.recent_requests(user="nobody") == []
+    assert again.recent_requests(principal="nobody") == []
 
 
 def test_a_request_counts_once(store: Store) -> None:

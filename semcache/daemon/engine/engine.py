@@ -221,13 +221,18 @@ class Engine:
 
     def release(self, request: Request) -> None:
         """Give the request's slot back; harmless when it has none."""
-        if request.slot is not None:
-            self._to_restore.pop(request.slot, None)
+        if request.slot is None:
+            return
+        slot, request.slot = request.slot, None
+        self._to_restore.pop(slot, None)
+        try:
             if request.state is not RequestState.FINISHED:
-                # It may have failed because of numbers that are none, and a draft may have written behind the newest.
-                self._pool.clear(request.slot, request.num_computed + self.prefill_chunk_tokens)
-            self._pool.release(request.slot)
-            request.slot = None
+                # It may have failed because of numbers that are none, and a draft or a pass that did not come to its end
+                # may have written behind the newest.
+                num_chunks = max(self.widths, default=1)
+                self._pool.clear(slot, request.num_computed + num_chunks * self.prefill_chunk_tokens)
+        finally:
+            self._pool.release(slot)
 
     def close(self) -> None:
         """Free the weights and the slots; the engine cannot be used afterwards."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.kv import StepCache
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.request import Request, Sampling
 from semcache.errors import EngineError
@@ -313,3 +314,25 @@ def test_numerics_tell_processes_apart_that_compute_other_bits() -> None:
     assert len(others) == 2
     for other_numerics, other_bits in others:
         assert (other_numerics == numerics) == (other_bits == bits)
+
+
+def test_a_wide_pass_that_failed_leaves_nothing_behind(loaded: Loaded) -> None:
+    """What it wrote may be no numbers, and another row's padding would read them."""
+    engine = make_engine(loaded(), num_slots=1)
+    pool, width = engine._pool, max(engine.widths)
+
+    class Failing:
+        model = engine._forward.model
+
+        def __call__(self, tokens: Tensor, cache: StepCache, num_logits: int) -> None:
+            for tensor in (*pool.keys, *pool.values):
+                tensor[0, :, : tokens.shape[1]] = float("nan")
+            raise RuntimeError("no memory")
+
+    request = request_for(random_prompt(random.Random(1), width * CHUNK_TOKENS))
+    engine.begin(request)
+    engine._forward = Failing()
+    with pytest.raises(RuntimeError):
+        engine.prefill(request, wide=True)
+    engine.release(request)
+    assert all(tensor.isfinite().all() for tensor in (*pool.keys, *pool.values))
