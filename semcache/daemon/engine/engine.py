@@ -227,8 +227,8 @@ class Engine:
         self._to_restore.pop(slot, None)
         try:
             if request.state is not RequestState.FINISHED:
-                # It may have failed because of numbers that are none, and a draft or a pass that did not come to its end
-                # may have written behind the newest.
+                # It may have failed because of numbers that are none, and a draft or a pass that did not end may have
+                # written behind the newest.
                 num_chunks = max(self.widths, default=1)
                 self._pool.clear(slot, request.num_computed + num_chunks * self.prefill_chunk_tokens)
         finally:
