@@ -132,12 +132,13 @@ class Check:
     def _check_database(self, *, fix: bool) -> str | None:
         """What is wrong with the file after the repair; an index can be made anew, a table cannot."""
         found = left = self._db.find_damage(thorough=True)
+        # Only the next start can replace the file under the connection.
+        self._db.is_corrupt = found is not None
         if found is not None and fix:
             with suppress(sqlite3.Error):
                 self._db.rebuild_indexes()
             left = self._db.find_damage(thorough=True)
-        # Only the next start can replace the file under the connection.
-        self._db.is_corrupt = left is not None
+            self._db.is_corrupt = left is not None
         if found is not None:
             self._found("database", self._db.path.name, found, fixed=left is None)
         return left
