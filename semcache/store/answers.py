@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -101,9 +103,16 @@ class Answers:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows and their vectors; returns how many there were."""
+        return self.delete_where("id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),))
+
+    def delete_where(self, where: str, params: Sequence[Any]) -> int:
+        return self.delete_rows(self.entries.numbers(where, params), where, params)
+
+    def delete_rows(self, numbers: Sequence[int], where: str, params: Sequence[Any]) -> int:
+        """Delete of these rows what is still `where`."""
         num = 0
-        for batch in batches(ids):
-            deleted = self.entries.delete(batch)
+        for batch in batches(numbers):
+            deleted = self.entries.delete(batch, where, params)
             self.unindex(deleted)
             num += len(deleted)
         return num

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from semcache.errors import UsageError
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
-from semcache.store.rows import checksum
+from semcache.store.rows import Fault, checksum
 
 # Embeddings read at once: about 6 MB, and other threads get the lock in between.
 PAGE_ROWS = 4096
@@ -93,8 +93,7 @@ _MUTABLE = frozenset({"last_used_at", "hits", "pinned"})
 _FIELDS = tuple(item.name for item in fields(Entry))
 _IMMUTABLE = tuple(name for name in _FIELDS if name not in _MUTABLE)
 _COLUMNS = (*_FIELDS, "size_bytes", "checksum")
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM entries"  # noqa: S608 - column names of our own dataclass
-_SELECT_NUMBERED = f"SELECT {', '.join(_COLUMNS)}, rowid AS number FROM entries"  # noqa: S608
+_SELECT = f"SELECT {', '.join(_COLUMNS)}, rowid AS number FROM entries"  # noqa: S608 - column names of our own dataclass
 _INSERT = f"INSERT INTO entries ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
 
 
@@ -149,28 +148,34 @@ class Entries:
         for row in damaged:
             self._incidents.damage("damaged_entries", f"entry {row['id']}", "checksum does not match")
         if damaged:
-            self._drop_damaged([row["id"] for row in damaged])
-        bad = {row["id"] for row in damaged}
-        return [_from_row(row) for row in rows if row["id"] not in bad]
+            self._drop_damaged([row["number"] for row in damaged])
+        bad = {row["number"] for row in damaged}
+        return [_from_row(row) for row in rows if row["number"] not in bad]
 
-    def _drop_damaged(self, ids: Sequence[str]) -> None:
+    def _drop_damaged(self, numbers: Sequence[int]) -> None:
         try:
-            self.delete(ids)
+            self.delete(numbers)
         except sqlite3.Error as error:
-            self._incidents.failure("write_failures", f"deletion of {len(ids)} damaged entries", error)
+            self._incidents.failure("write_failures", f"deletion of {len(numbers)} damaged entries", error)
 
     def find_exact(self, scope: str, request_key: str, now_s: float) -> list[Entry]:
         found = self.select("scope = ? AND request_key = ?", (scope, request_key), now_s)
         # SQLite believes its index; a damaged one can name the row of another request.
         right = [entry for entry in found if (entry.scope, entry.request_key) == (scope, request_key)]
-        if len(right) < len(found):
-            self._db.is_corrupt = True
-            self._incidents.damage("damaged_entries", f"{len(found) - len(right)} entries", "found under a wrong key")
+        self.note_misled(len(found) - len(right))
         return right
 
-    def by_ids(self, ids: Sequence[str], now_s: float) -> dict[str, Entry]:
-        where = "id IN (SELECT value FROM json_each(?))"
-        return {entry.id: entry for entry in self.select(where, (json.dumps(list(ids)),), now_s)}
+    def note_misled(self, num: int) -> None:
+        """Count entries that an index led to and that are not what it said."""
+        if num:
+            self._db.is_corrupt = True
+            self._incidents.damage("damaged_entries", f"{num} entries", "found under a wrong key")
+
+    def by_ids(self, ids: Iterable[object], now_s: float) -> dict[str, Entry]:
+        """Those of these entries that there are; an id that damage made no text of is nobody's."""
+        names = [entry_id for entry_id in ids if isinstance(entry_id, str)]
+        found = self.select("id IN (SELECT value FROM json_each(?))", (json.dumps(names),), now_s)
+        return {entry.id: entry for entry in found}
 
     def listing(
         self, *, scopes: Sequence[str] | None, user: str | None, limit: int, sort: str, match: str | None, now_s: float
@@ -209,26 +214,36 @@ class Entries:
                 (now_s, entry_id),
             )
 
-    def delete(self, ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Delete rows; returns (scope, id) of those that were there."""
-        with self._db.transaction() as connection:
-            sql = "DELETE FROM entries WHERE id IN (SELECT value FROM json_each(?)) RETURNING scope, id"
-            return [(row["scope"], row["id"]) for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()]
+    def delete(self, numbers: Sequence[int], where: str = "1", params: Sequence[Any] = ()) -> list[tuple[str, str]]:
+        """Delete of these rows what is still `where`; returns (scope, id) of each.
 
-    def ids(self, where: str, params: Params) -> list[str]:
-        return [row["id"] for row in self._db.rows(f"SELECT id FROM entries WHERE {where}", params)]  # noqa: S608
+        By rowid, since of a damaged row it is all that is certain; by the condition too, since SQLite may give the
+        rowid of a row that is gone to a new one.
+        """
+        sql = (
+            "DELETE FROM entries NOT INDEXED WHERE rowid IN (SELECT value FROM json_each(?)) "  # noqa: S608
+            f"AND ({where}) RETURNING scope, id"
+        )
+        with self._db.transaction() as connection:
+            rows = connection.execute(sql, (json.dumps(list(numbers)), *params)).fetchall()
+        return [(row["scope"], row["id"]) for row in rows]
+
+    def numbers(self, where: str, params: Params) -> list[int]:
+        """The rowids of what is `where`, damaged or not."""
+        return [row["number"] for row in self._db.rows(f"SELECT rowid AS number FROM entries WHERE {where}", params)]  # noqa: S608
 
     def scopes(self, where: str, params: Params) -> list[str]:
         return [row["scope"] for row in self._db.rows(f"SELECT DISTINCT scope FROM entries WHERE {where}", params)]  # noqa: S608
 
-    def damaged_ids(self) -> list[str]:
-        """Ids of rows that fail their checksum or are not of their size, without deleting anything; for `check`."""
-        damaged: list[str] = []
+    def faults(self) -> list[Fault]:
+        """Rows that fail their checksum or are not of their size, without deleting anything; for `check`."""
+        damaged: list[tuple[str, int]] = []
         after = -(1 << 63)  # below every rowid
-        while page := self._db.rows(f"{_SELECT_NUMBERED} WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, PAGE_ROWS)):
+        while page := self._db.rows(f"{_SELECT} WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, PAGE_ROWS)):
             after = page[-1]["number"]
-            damaged += [row["id"] for row in page if not _is_whole(row)]
-        return damaged
+            damaged += [(str(row["id"]), row["number"]) for row in page if not _is_whole(row)]
+        why = "checksum or size does not match"
+        return [Fault("damaged_entry", name, why, table="entries", number=number) for name, number in damaged]
 
     def vectors(self, scope: str) -> Iterator[tuple[str, tuple[str, str, str, str], bytes]]:
         """(id, (fingerprint, context_key, params_key, embedder), embedding) of a scope, for the index."""
@@ -243,7 +258,7 @@ class Entries:
             if after == before:  # text that is none is read as another one, which may sort before itself
                 return
             for row in page:
-                if row["embedding"] is None or row["embedder"] is None:
+                if row["embedding"] is None or row["embedder"] is None or not isinstance(row["id"], str):
                     continue
                 yield (
                     row["id"],

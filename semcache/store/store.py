@@ -345,7 +345,7 @@ class Store:
     def num_pinned(self, *, user: str | None = None, namespace: str | None = None) -> int:
         where, params = where_owner(scopes=None, user=user, namespace=namespace)
         with self._incidents.reading("entries"):
-            return len(self._entries.ids(f"pinned = 1 AND {where}", params))
+            return len(self._entries.numbers(f"pinned = 1 AND {where}", params))
         return 0
 
     def num_entries(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_an_entry_comes_back_as_it_went_in(store: Store, open_store: OpenStore) 
         "finish_reason = 'length'", "embedding = x'00000000'", "embedding = NULL", "scope = 'user:os:1/bob'",
         "request_key = 'req2'", "fingerprint = 'fp2'", "context_key = 'c'", "params_key = 'p'", "checksum = 'x'",
         "answer = CAST(x'ff' AS TEXT)", "num_prompt_tokens = 6", "expires_at = 3e9", "compute_ms = 0",
+        "id = 'e_another'", "id = CAST(id AS BLOB)", "id = CAST(x'ff' AS TEXT)",
     ],
 )  # fmt: skip
 def test_a_changed_row_is_absent_counted_and_gone(store: Store, data_dir: Path, change: str) -> None:
@@ -57,9 +59,37 @@ def test_a_changed_row_is_absent_counted_and_gone(store: Store, data_dir: Path, 
     assert store.put_entry(entry(2, request_key="other"))
     edit(data_dir, f"UPDATE entries SET {change} WHERE id = ?", entry(1).id)
     assert store.get_entry(entry(1).id) is None
-    assert store.counters()["damaged_entries"] == 1
     assert [found.id for found in store.list_entries()] == [entry(2).id]
+    assert store.counters()["damaged_entries"] == 1
     assert [found.id for found, _ in store.nearest(ALICE.scope, vector(1), 5, None)] == [entry(2).id]
+    assert store.check().ok
+
+
+LEAVES: dict[str, Callable[[Store], object]] = {
+    "found": lambda store: store.find_exact(ALICE.scope, "req1"),
+    "near": lambda store: (store.nearest(ALICE.scope, vector(1), 9, None), store.list_entries()),
+    "donor": lambda store: (store.openings.find(ALICE.scope, "fp1", (1, 2, 1)), store.list_entries()),
+    "checked": lambda store: store.check(fix=True),
+    "cleared": lambda store: store.clear(user=ALICE.user),
+    "evicted": Store.evict,
+}
+
+
+@pytest.mark.parametrize("way", LEAVES)
+@pytest.mark.parametrize("damaged", ["CAST(id AS BLOB)", "CAST(x'ff' AS TEXT)"])
+def test_an_entry_whose_id_is_no_text_leaves_in_every_way(
+    open_store: OpenStore, data_dir: Path, damaged: str, way: str
+) -> None:
+    store = open_store()
+    # Neighbours that are as near as each other are ordered by id.
+    store.put_entry(entry(1, embedding=entry(2).embedding))
+    store.put_entry(entry(2, user=BOB.user, pinned=True))
+    edit(data_dir, f"UPDATE entries SET id = {damaged} WHERE request_key = 'req1'")
+    if way == "evicted":
+        store = open_store(StoreLimits(0, 1))
+    LEAVES[way](store)
+    assert store.num_entries() == 1
+    assert [found.id for found in store.list_entries()] == [entry(2).id]
     assert store.check().ok
 
 
