@@ -97,7 +97,7 @@ class Store:
         self.aliases = Aliases(db, self._entries, self._incidents, clock, self._added)
         self.evidence = EvidenceTable(db, self._incidents, clock)
         self.decisions = Decisions(db, self._incidents, clock)
-        self.openings = Openings(db, self._incidents, clock)
+        self.openings = Openings(db, self._entries, self._incidents, clock)
         self._pins = Pins(db, total_bytes=limits.disk_bytes, user_bytes=limits.user_quota_bytes)
         self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock, limits.ttl_s)
         self._usage = UsageBook(db)
