@@ -62,7 +62,8 @@ def strays(folder: Path, db: Database, blocks: Blocks, files: Files) -> Iterator
     for relative in sorted(unknown):
         path = folder / relative
         if path.name.endswith(TEMP_SUFFIX):
-            if not files.is_open_temp(path):
+            # In this order: a write that ended since the folder was listed has given its file another name.
+            if not files.is_open_temp(path) and os.path.lexists(path):
                 yield path, "leftover_temp"
             continue
         with db.lock:  # a block may have come or gone since the folder was listed
