@@ -87,7 +87,7 @@ def build(
         audit_rate=semantic.audit_rate,
         asks_judge=semantic.equivalence == "judge",
     )  # fmt: skip
-    admission = Admission(store, embedder.get, ttl_s=config.cache.ttl_s)
+    admission = Admission(store, embedder.get)
     journal = Journal(store)
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="pool", initializer=compute_with, initargs=(1,))

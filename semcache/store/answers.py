@@ -33,7 +33,6 @@ class Answers:
         pins: Pins,
         incidents: Incidents,
         clock: Callable[[], float],
-        ttl_s: float,
     ) -> None:
         self._db = db
         self.entries = entries
@@ -42,7 +41,6 @@ class Answers:
         self._vectors = VectorIndex(entries.vectors)
         self._incidents = incidents
         self._clock = clock
-        self._ttl_s = ttl_s
 
     def nearest(
         self, scope: str, vector: np.ndarray, k: int, partition: Partition | None, embedder: str | None
@@ -83,8 +81,6 @@ class Answers:
         if entry.vector is not None and (entry.embedder is None or unit(entry.vector) is None):
             self._refused(entry, "its vector has no direction or no embedder")
             entry = replace(entry, embedding=None, embedder=None)
-        if entry.expires_at is None and self._ttl_s > 0:
-            entry = replace(entry, expires_at=entry.created_at + self._ttl_s)
         if entry.last_used_at < entry.created_at:
             entry = replace(entry, last_used_at=entry.created_at)
         with self._db.transaction() as connection:

@@ -15,18 +15,18 @@ from semcache.store.blocks import Blocks
 from semcache.store.database import Database, batches
 from semcache.store.evict import Bytes, Candidate, Rank, Use, bytes_to_free, choose_answers, choose_blocks
 from semcache.store.incidents import Incidents
-from semcache.store.pins import Pins
-from semcache.store.rows import number
+from semcache.store.pins import LOOSE, Pins
+from semcache.store.rows import number, oldest_live
 from semcache.store.tiers import Tiers
-
 
 @dataclass(frozen=True)
 class DiskLimits:
-    """Bytes for everything and for each user; a quota of 0 is none."""
+    """Bytes for everything and for each user, and the age at which all expires; a quota or TTL of 0 is none."""
 
     total_bytes: int
     user_bytes: int
     order: Rank
+    ttl_s: float
 
 
 class DiskBudget:
@@ -125,12 +125,15 @@ class DiskBudget:
             self._evicting.release()
 
     def _purge_expired(self, now_s: float, user: str | None = None) -> int:
+        if self._limits.ttl_s <= 0:
+            return 0
         mine, params = _owned(user)
-        where = f"pinned = 0 AND expires_at IS NOT NULL AND expires_at <= ? AND {mine}"
-        num = self._answers.delete_where(where, (now_s, *params))
-        self._incidents.count("expired_entries", num)
-        blocks = self._blocks.expired(now_s, mine, params)
-        return num + self._drop_blocks([row.hash for row in blocks], "expired_blocks")
+        entries, blocks = (f"created_at <= ? AND {mine} AND {loose}" for loose in LOOSE)
+        params = (oldest_live(now_s, self._limits.ttl_s), *params)
+        num_blocks = self._drop_blocks([row.hash for row in self._blocks.select(blocks, params)], "expired_blocks")
+        num_entries = self._answers.delete_where(entries, params)
+        self._incidents.count("expired_entries", num_entries)
+        return num_blocks + num_entries
 
     def _used(self, user: str | None) -> Bytes:
         mine, params = _owned(user)
@@ -202,6 +205,6 @@ class DiskBudget:
         return num
 
 
-def _owned(user: str | None) -> tuple[str, tuple[str, ...]]:
+def _owned(user: str | None) -> tuple[str, tuple[Any, ...]]:
     """A WHERE clause and its values; None is everybody."""
     return ("1", ()) if user is None else ("user = ?", (user,))

@@ -14,7 +14,7 @@ import numpy as np
 from semcache.errors import UsageError
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
-from semcache.store.rows import Fault, checksum
+from semcache.store.rows import Fault, checksum, oldest_live
 
 # Embeddings read at once: about 6 MB, and other threads get the lock in between.
 PAGE_ROWS = 4096
@@ -60,7 +60,7 @@ class Entry:
     embedding: bytes | None = None  # float32, little endian; made by `pack_vector`
     embedder: str | None = None
     last_used_at: float = 0.0
-    expires_at: float | None = None
+    expires_at: float | None = None  # unless it is pinned; by the TTL of the store that it is read from
     hits: int = 0
     pinned: bool = False
     compute_ms: float = 0.0  # what computing the answer cost
@@ -97,6 +97,10 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)}, rowid AS number FROM entries"  # noqa:
 _INSERT = f"INSERT INTO entries ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
 
 
+# Not past the TTL, or pinned.
+LIVE = "(pinned = 1 OR created_at > ?)"
+
+
 def row_checksum(row: Mapping[str, Any] | sqlite3.Row) -> str:
     """Over every column that never changes."""
     return checksum(row, _IMMUTABLE)
@@ -108,9 +112,10 @@ def _to_row(entry: Entry) -> dict[str, Any]:
     row["sampling"] = json.dumps(dict(entry.sampling), ensure_ascii=False, sort_keys=True)
     row["answer_tokens"] = np.asarray(entry.answer_tokens, dtype="<i4").tobytes()
     row["pinned"] = int(entry.pinned)
+    row["expires_at"] = None  # what counts is the TTL of the day; an older version wrote that of the entry's day
     # SQLite gives REAL columns back as float; the checksum must see the same type before and after.
-    for name in ("created_at", "last_used_at", "expires_at", "compute_ms"):
-        row[name] = None if row[name] is None else float(row[name])
+    for name in ("created_at", "last_used_at", "compute_ms"):
+        row[name] = float(row[name])
     row["size_bytes"] = entry.size_bytes
     row["checksum"] = row_checksum(row)
     return row
@@ -121,36 +126,41 @@ def _is_whole(row: sqlite3.Row) -> bool:
     return bool(row["checksum"] == row_checksum(row)) and bool(row["size_bytes"] == _from_row(row).size_bytes)
 
 
-def _from_row(row: sqlite3.Row) -> Entry:
+def _from_row(row: sqlite3.Row, ttl_s: float = 0) -> Entry:
     values: dict[str, Any] = {name: row[name] for name in _FIELDS}
     values["messages"] = tuple((role, content) for role, content in json.loads(row["messages"]))
     values["sampling"] = json.loads(row["sampling"])
     values["answer_tokens"] = tuple(np.frombuffer(row["answer_tokens"], dtype="<i4").tolist())
     values["pinned"] = bool(row["pinned"])
+    values["expires_at"] = row["created_at"] + ttl_s if ttl_s > 0 else None
     return Entry(**values)
 
 
 class Entries:
     """The `entries` table. A damaged row is deleted, counted and absent."""
 
-    def __init__(self, db: Database, incidents: Incidents) -> None:
+    def __init__(self, db: Database, incidents: Incidents, ttl_s: float) -> None:
         self._db = db
         self._incidents = incidents
+        self._ttl_s = ttl_s
 
     def select(
         self, where: str, params: Params, now_s: float, *, order: str = SORTS["created"], limit: int = -1
     ) -> list[Entry]:
         """Verified entries, pinned or unexpired; `where` uses positional parameters."""
-        live = "(pinned = 1 OR expires_at IS NULL OR expires_at > ?)"
-        sql = f"{_SELECT} WHERE ({where}) AND {live} ORDER BY {order} LIMIT ?"
-        rows = self._db.rows(sql, (*params, now_s, limit))
+        sql = f"{_SELECT} WHERE ({where}) AND {LIVE} ORDER BY {order} LIMIT ?"
+        rows = self._db.rows(sql, (*params, self.oldest_live(now_s), limit))
         damaged = [row for row in rows if row["checksum"] != row_checksum(row)]
         for row in damaged:
             self._incidents.damage("damaged_entries", f"entry {row['id']}", "checksum does not match")
         if damaged:
             self._drop_damaged([row["number"] for row in damaged])
         bad = {row["number"] for row in damaged}
-        return [_from_row(row) for row in rows if row["number"] not in bad]
+        return [_from_row(row, self._ttl_s) for row in rows if row["number"] not in bad]
+
+    def oldest_live(self, now_s: float) -> float:
+        """The value of `LIVE`."""
+        return oldest_live(now_s, self._ttl_s)
 
     def _drop_damaged(self, numbers: Sequence[int]) -> None:
         try:

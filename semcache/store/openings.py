@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semcache.store.database import Database
-from semcache.store.entries import Entries
+from semcache.store.entries import LIVE, Entries
 from semcache.store.incidents import Incidents
 
 # Of answers to real questions three tokens tell almost all apart; fewer tokens would find many, more would find late.
@@ -19,7 +19,7 @@ MAX_FOUND = 4
 _FIND = f"""
     SELECT id, max(last_used_at) AS newest FROM entries
     WHERE scope = ? AND fingerprint = ? AND substr(answer_tokens, 1, {4 * OPENING_TOKENS}) = ?
-    AND (pinned = 1 OR expires_at IS NULL OR expires_at > ?)
+    AND {LIVE}
     GROUP BY answer_tokens ORDER BY newest DESC LIMIT {MAX_FOUND}"""  # noqa: S608 - constants of our own
 
 
@@ -50,7 +50,8 @@ class Openings:
         wanted = (scope, fingerprint, tuple(tokens))
         with self._incidents.reading("openings"):
             now_s = self._clock()
-            ids = [row["id"] for row in self._db.rows(_FIND, (scope, fingerprint, opening, now_s))]
+            oldest = self._entries.oldest_live(now_s)
+            ids = [row["id"] for row in self._db.rows(_FIND, (scope, fingerprint, opening, oldest))]
             whole = self._entries.by_ids(ids, now_s)
             found = [whole[entry_id] for entry_id in ids if entry_id in whole]
             # SQLite believes its index; what is shown of a donor must be its own, and the asker's to see.

@@ -30,6 +30,7 @@ from semcache.store.entries import Entries, Entry, where_owner
 from semcache.store.erasure import Erasure
 from semcache.store.evict import ORDERS
 from semcache.store.evidence import EvidenceTable
+from semcache.store.expiry import Expiry
 from semcache.store.files import Files
 from semcache.store.incidents import LOG, Incidents
 from semcache.store.openings import Openings
@@ -93,16 +94,16 @@ class Store:
             db=db, blocks=self._blocks, incidents=self._incidents, clock=clock, added=self._added,
             queue_bytes=limits.write_queue_bytes, timer=timer,
         )  # fmt: skip
-        self._entries = Entries(db, self._incidents)
+        self._entries = Entries(db, self._incidents, limits.ttl_s)
         self.aliases = Aliases(db, self._entries, self._incidents, clock, self._added)
         self.evidence = EvidenceTable(db, self._incidents, clock)
         self.decisions = Decisions(db, self._incidents, clock)
         self.openings = Openings(db, self._entries, self._incidents, clock)
         self._pins = Pins(db, total_bytes=limits.disk_bytes, user_bytes=limits.user_quota_bytes)
-        self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock, limits.ttl_s)
+        self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock)
         self._usage = UsageBook(db)
         self._budget = DiskBudget(
-            DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order),
+            DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order, limits.ttl_s),
             db=db, answers=self._answers, aliases=self.aliases, pins=self._pins, tiers=self._tiers,
             blocks=self._blocks, incidents=self._incidents,
         )  # fmt: skip
@@ -118,6 +119,7 @@ class Store:
             self._preparing = disk.prepare(min(READY_BYTES, limits.ram_bytes))
         if (warning := self._pins.warning()) is not None:
             self.warnings.append(warning)
+        self._expiry = Expiry(self.evict, self._incidents) if limits.ttl_s > 0 else None
 
     @staticmethod
     def open(
@@ -145,6 +147,8 @@ class Store:
 
     def close(self) -> None:
         """Write what waits and give the data directory back; then every read is a miss and every write a False."""
+        if self._expiry is not None:
+            self._expiry.close()
         self._tiers.close()
         self._db.close()
         self._folder.release("damaged" if self._db.is_corrupt else "clean")
