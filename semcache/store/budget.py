@@ -19,6 +19,9 @@ from semcache.store.pins import LOOSE, Pins
 from semcache.store.rows import number, oldest_live
 from semcache.store.tiers import Tiers
 
+MOST_BYTES = 20 * 10**9  # unless somebody asks for more
+
+
 @dataclass(frozen=True)
 class DiskLimits:
     """Bytes for everything and for each user, and the age at which all expires; a quota or TTL of 0 is none."""
@@ -27,6 +30,11 @@ class DiskLimits:
     user_bytes: int
     order: Rank
     ttl_s: float
+
+
+def automatic_bytes(free_bytes: int, stored_bytes: int) -> int:
+    """The limit where nobody set one. What is stored counts as free: else every restart would leave less to it."""
+    return min(MOST_BYTES, (free_bytes + stored_bytes) // 4)
 
 
 class DiskBudget:

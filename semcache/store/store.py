@@ -6,11 +6,12 @@ counter; only opening a folder that cannot be used, and deleting what cannot be 
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from semcache.errors import StoreError
 from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import BlockKey, Blocks, Continuation, Owner
-from semcache.store.budget import DiskBudget, DiskLimits
+from semcache.store.budget import DiskBudget, DiskLimits, automatic_bytes
 from semcache.store.buffers import READY_BYTES
 from semcache.store.check import Check, CheckResult, sweep
 from semcache.store.database import Database
@@ -55,7 +56,7 @@ COUNTERS = (
 
 @dataclass(frozen=True)
 class StoreLimits:
-    """Budgets and orders; a quota or TTL of 0 is none."""
+    """Budgets and orders; a quota or TTL of 0 is none, a disk tier of 0 follows what is free."""
 
     ram_bytes: int
     disk_bytes: int
@@ -79,6 +80,10 @@ class Store:
         timer: Callable[[], float],
     ) -> None:
         self.warnings: list[str] = []
+        if not limits.disk_bytes:
+            stored_bytes = db.number("SELECT sum(size_bytes) FROM stored_bytes")
+            free_bytes = shutil.disk_usage(folder.path).free
+            limits = replace(limits, disk_bytes=automatic_bytes(free_bytes, stored_bytes))
         self.limits = limits
         self._folder = folder
         self._db = db
