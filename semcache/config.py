@@ -90,7 +90,9 @@ class CacheConfig:
     )
     block_tokens: int = _key(64, "tokens of one KV block", _block_size)
     ram_bytes: int = _key(0, "RAM tier; 0 is 10 % of memory", _at_least(0))
-    disk_bytes: int = _key(0, "disk tier; 0 is the smaller of 20 GB and a quarter of free space", _at_least(0))
+    disk_bytes: int = _key(
+        0, "disk tier; 0 is the smaller of 20 GB and a quarter of what is free or its own", _at_least(0)
+    )
     ttl_s: int = _key(0, "age at which an entry expires; 0 is never", _at_least(0))
     user_quota_bytes: int = _key(0, "bytes one user may keep; 0 is no limit", _at_least(0))
     eviction: str = _key(

@@ -115,7 +115,7 @@ class Ours:
 
     def open_store(self) -> None:
         """Open the cache with an empty RAM tier, as after a restart."""
-        self._store = Store.open(self._home, store_limits(self._config, self._home))
+        self._store = Store.open(self._home, store_limits(self._config))
         self._store.wait_until_prepared()  # a daemon loads its model meanwhile
         self._lookup = Lookup(
             self._store, OffPolicy(), lambda: None, drafts=self._config.draft.enabled,

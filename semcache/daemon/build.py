@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def build(
     on_progress: Progress, shut_down: Callable[[float], None],
 ) -> Daemon:  # fmt: skip
     """Open the store and wire everything; nothing is loaded yet. Raises StoreError."""
-    store = Store.open(data_dir, store_limits(config, data_dir))
+    store = Store.open(data_dir, store_limits(config))
     embedder = EmbedderSlot(config.semantic.embedder)
     semantic = config.semantic
     marks = MarkedPairs(lambda scope: store.evidence.load_evidence(scope).negatives, store.evidence.add_negative)
@@ -87,7 +86,7 @@ def build(
         audit_rate=semantic.audit_rate,
         asks_judge=semantic.equivalence == "judge",
     )  # fmt: skip
-    admission = Admission(store, embedder.get, ttl_s=config.cache.ttl_s)
+    admission = Admission(store, embedder.get)
     journal = Journal(store)
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="pool", initializer=compute_with, initargs=(1,))
@@ -180,16 +179,13 @@ def load_engine(config: Config, progress: Progress) -> Engine:
     )  # fmt: skip
 
 
-def store_limits(config: Config, data_dir: Path) -> StoreLimits:
-    """Byte budgets of the tiers; automatic ones follow this machine, or what the container may use of it."""
-    existing = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
-    free_disk_bytes = shutil.disk_usage(existing).free
+def store_limits(config: Config) -> StoreLimits:
+    """Byte budgets of the tiers; an automatic RAM tier follows this machine, or what the container may use of it."""
     cache = config.cache
     ram_bytes = cache.ram_bytes or memory_bytes() // 10
     return StoreLimits(
-        ram_bytes=ram_bytes,
-        disk_bytes=cache.disk_bytes or min(20 * 10**9, free_disk_bytes // 4),
-        user_quota_bytes=cache.user_quota_bytes, ttl_s=cache.ttl_s, eviction=cache.eviction, durable=cache.durable,
+        ram_bytes=ram_bytes, disk_bytes=cache.disk_bytes, user_quota_bytes=cache.user_quota_bytes, ttl_s=cache.ttl_s,
+        eviction=cache.eviction, durable=cache.durable,
         # Prompts that end together are handed over together; what waits of them serves like the RAM tier.
         write_queue_bytes=max(_MIN_WRITE_QUEUE_BYTES, ram_bytes // 4),
     )  # fmt: skip

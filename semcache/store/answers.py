@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +33,6 @@ class Answers:
         pins: Pins,
         incidents: Incidents,
         clock: Callable[[], float],
-        ttl_s: float,
     ) -> None:
         self._db = db
         self.entries = entries
@@ -40,7 +41,6 @@ class Answers:
         self._vectors = VectorIndex(entries.vectors)
         self._incidents = incidents
         self._clock = clock
-        self._ttl_s = ttl_s
 
     def nearest(
         self, scope: str, vector: np.ndarray, k: int, partition: Partition | None, embedder: str | None
@@ -81,8 +81,6 @@ class Answers:
         if entry.vector is not None and (entry.embedder is None or unit(entry.vector) is None):
             self._refused(entry, "its vector has no direction or no embedder")
             entry = replace(entry, embedding=None, embedder=None)
-        if entry.expires_at is None and self._ttl_s > 0:
-            entry = replace(entry, expires_at=entry.created_at + self._ttl_s)
         if entry.last_used_at < entry.created_at:
             entry = replace(entry, last_used_at=entry.created_at)
         with self._db.transaction() as connection:
@@ -101,9 +99,16 @@ class Answers:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows and their vectors; returns how many there were."""
+        return self.delete_where("id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),))
+
+    def delete_where(self, where: str, params: Sequence[Any]) -> int:
+        return self.delete_rows(self.entries.numbers(where, params), where, params)
+
+    def delete_rows(self, numbers: Sequence[int], where: str, params: Sequence[Any]) -> int:
+        """Delete of these rows what is still `where`."""
         num = 0
-        for batch in batches(ids):
-            deleted = self.entries.delete(batch)
+        for batch in batches(numbers):
+            deleted = self.entries.delete(batch, where, params)
             self.unindex(deleted)
             num += len(deleted)
         return num

@@ -19,6 +19,7 @@ import numpy as np
 
 from semcache.errors import StoreError
 from semcache.store.database import Database, Params
+from semcache.store.rows import oldest_live
 
 Kind = Literal["block", "tail"]
 
@@ -183,20 +184,18 @@ class Blocks:
         self._db = db
         self._ttl_s = ttl_s
 
-    def _oldest_live(self, now_s: float) -> float:
-        return now_s - self._ttl_s if self._ttl_s > 0 else float("-inf")
-
     def find(self, hashes: Iterable[str], now_s: float) -> dict[str, BlockRow]:
         """The rows of these hashes that exist and are pinned or not past the TTL."""
         where = f"hash IN (SELECT value FROM json_each(?)) AND {_LIVE}"  # noqa: S608 - our own clause
-        return {row.hash: row for row in self.select(where, (json.dumps(list(hashes)), self._oldest_live(now_s)))}
+        params = (json.dumps(list(hashes)), oldest_live(now_s, self._ttl_s))
+        return {row.hash: row for row in self.select(where, params)}
 
     def around(self, parent: str, token_ids: Sequence[int], now_s: float) -> list[BlockRow]:
         """The live children of `parent` next to these tokens in the order of their bytes, on either side.
 
         In a sorted list no other item has more leading bytes in common than one of these two.
         """
-        params = (parent, pack_tokens(token_ids), self._oldest_live(now_s))
+        params = (parent, pack_tokens(token_ids), oldest_live(now_s, self._ttl_s))
         sides = (("<=", "DESC"), (">", "ASC"))
         where = f"parent = ? AND token_ids {{}} ? AND {_LIVE} ORDER BY token_ids {{}} LIMIT 1"
         return [row for side in sides for row in self.select(where.format(*side), params)]
@@ -236,11 +235,6 @@ class Blocks:
 
     def all(self) -> list[BlockRow]:
         return [BlockRow(*row) for row in self._db.rows(_SELECT)]
-
-    def expired(self, now_s: float, where: str = "1", params: Sequence[Any] = ()) -> list[BlockRow]:
-        if self._ttl_s <= 0:
-            return []
-        return self.select(f"{where} AND NOT {_LIVE}", (*params, self._oldest_live(now_s)))
 
     def select(self, where: str, params: Params) -> list[BlockRow]:
         return [BlockRow(*row) for row in self._db.rows(f"{_SELECT} WHERE {where}", params)]

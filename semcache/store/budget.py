@@ -15,18 +15,26 @@ from semcache.store.blocks import Blocks
 from semcache.store.database import Database, batches
 from semcache.store.evict import Bytes, Candidate, Rank, Use, bytes_to_free, choose_answers, choose_blocks
 from semcache.store.incidents import Incidents
-from semcache.store.pins import Pins
-from semcache.store.rows import number
+from semcache.store.pins import LOOSE, Pins
+from semcache.store.rows import number, oldest_live
 from semcache.store.tiers import Tiers
+
+MOST_BYTES = 20 * 10**9  # unless somebody asks for more
 
 
 @dataclass(frozen=True)
 class DiskLimits:
-    """Bytes for everything and for each user; a quota of 0 is none."""
+    """Bytes for everything and for each user, and the age at which all expires; a quota or TTL of 0 is none."""
 
     total_bytes: int
     user_bytes: int
     order: Rank
+    ttl_s: float
+
+
+def automatic_bytes(free_bytes: int, stored_bytes: int) -> int:
+    """The limit where nobody set one. What is stored counts as free: else every restart would leave less to it."""
+    return min(MOST_BYTES, (free_bytes + stored_bytes) // 4)
 
 
 class DiskBudget:
@@ -125,11 +133,15 @@ class DiskBudget:
             self._evicting.release()
 
     def _purge_expired(self, now_s: float, user: str | None = None) -> int:
+        if self._limits.ttl_s <= 0:
+            return 0
         mine, params = _owned(user)
-        where = f"pinned = 0 AND expires_at IS NOT NULL AND expires_at <= ? AND {mine}"
-        num = self._drop_entries(self._answers.entries.ids(where, (now_s, *params)), "expired_entries")
-        blocks = self._blocks.expired(now_s, mine, params)
-        return num + self._drop_blocks([row.hash for row in blocks], "expired_blocks")
+        entries, blocks = (f"created_at <= ? AND {mine} AND {loose}" for loose in LOOSE)
+        params = (oldest_live(now_s, self._limits.ttl_s), *params)
+        num_blocks = self._drop_blocks([row.hash for row in self._blocks.select(blocks, params)], "expired_blocks")
+        num_entries = self._answers.delete_where(entries, params)
+        self._incidents.count("expired_entries", num_entries)
+        return num_blocks + num_entries
 
     def _used(self, user: str | None) -> Bytes:
         mine, params = _owned(user)
@@ -158,18 +170,22 @@ class DiskBudget:
         used = "size_bytes, created_at, last_used_at, hits"
         # An alias saves what its entry saves.
         rows = self._db.rows(
-            f"SELECT id AS name, {used}, compute_ms FROM entries WHERE pinned = 0 AND {mine} UNION ALL "  # noqa: S608
-            f"SELECT number, {used}, (SELECT compute_ms FROM entries WHERE id = entry_id) FROM aliases WHERE {mine}",
+            f"SELECT 'entry' AS kind, rowid AS number, id AS name, {used}, compute_ms FROM entries "  # noqa: S608
+            f"WHERE pinned = 0 AND {mine} UNION ALL "
+            f"SELECT 'alias', number, number, {used}, (SELECT compute_ms FROM entries WHERE id = entry_id) "
+            f"FROM aliases WHERE {mine}",
             (*params, *params),
         )
         order = self._limits.order
         rows.sort(key=lambda row: (order(Use.of_row(row)), str(row["name"])))
-        victims: list[str | int] = choose_answers(
-            ((row["name"], int(number(row["size_bytes"]))) for row in rows), free_bytes
+        victims = choose_answers(
+            (((row["kind"], row["number"]), int(number(row["size_bytes"]))) for row in rows), free_bytes
         )
-        num_aliases = self._aliases.drop([name for name in victims if isinstance(name, int)])
+        num_aliases = self._aliases.drop([at for kind, at in victims if kind == "alias"])
         self._incidents.count("evicted_aliases", num_aliases)
-        return num_aliases + self._drop_entries([name for name in victims if isinstance(name, str)], "evicted_entries")
+        num_entries = self._answers.delete_rows([at for kind, at in victims if kind == "entry"], "pinned = 0", ())
+        self._incidents.count("evicted_entries", num_entries)
+        return num_aliases + num_entries
 
     def _blocks_in_order(self, user: str | None) -> list[Candidate]:
         """All blocks or a user's, what leaves first first; of equals the one furthest from the start of its prompt."""
@@ -191,17 +207,12 @@ class DiskBudget:
     def _sum(self, table: str, where: str, params: Sequence[Any]) -> int:
         return self._db.number(f"SELECT sum(size_bytes) FROM {table} WHERE {where}", params)  # noqa: S608
 
-    def _drop_entries(self, ids: Sequence[str], counter: str) -> int:
-        num = self._answers.delete(ids)
-        self._incidents.count(counter, num)
-        return num
-
     def _drop_blocks(self, hashes: Sequence[str], counter: str) -> int:
         num = sum(len(self._tiers.delete(self._blocks.by_hashes(batch))) for batch in batches(hashes))
         self._incidents.count(counter, num)
         return num
 
 
-def _owned(user: str | None) -> tuple[str, tuple[str, ...]]:
+def _owned(user: str | None) -> tuple[str, tuple[Any, ...]]:
     """A WHERE clause and its values; None is everybody."""
     return ("1", ()) if user is None else ("user = ?", (user,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,8 @@ def strays(folder: Path, db: Database, blocks: Blocks, files: Files) -> Iterator
     for relative in sorted(unknown):
         path = folder / relative
         if path.name.endswith(TEMP_SUFFIX):
-            if not files.is_open_temp(path):
+            # In this order: a write that ended since the folder was listed has given its file another name.
+            if not files.is_open_temp(path) and os.path.lexists(path):
                 yield path, "leftover_temp"
             continue
         with db.lock:  # a block may have come or gone since the folder was listed
@@ -117,8 +118,9 @@ class Check:
         """What does not fit; with `fix` it is gone afterwards, so that a second check is clean."""
         database = self._check_database(fix=fix)
         size_bytes = self._check_blocks(fix=fix)
-        self._check_entries(fix=fix)
-        self._check_faults(fix=fix)
+        # Entries first: what only leads to a damaged one goes with it.
+        for table in (self._entries, self._aliases, self._evidence, self._pins):
+            self._check_rows(table.faults(), fix=fix)
         self._check_strays(fix=fix)
         return CheckResult(
             entries=self._db.number("SELECT count(*) FROM entries"),
@@ -132,12 +134,13 @@ class Check:
     def _check_database(self, *, fix: bool) -> str | None:
         """What is wrong with the file after the repair; an index can be made anew, a table cannot."""
         found = left = self._db.find_damage(thorough=True)
+        # Only the next start can replace the file under the connection.
+        self._db.is_corrupt = found is not None
         if found is not None and fix:
             with suppress(sqlite3.Error):
                 self._db.rebuild_indexes()
             left = self._db.find_damage(thorough=True)
-        # Only the next start can replace the file under the connection.
-        self._db.is_corrupt = left is not None
+            self._db.is_corrupt = left is not None
         if found is not None:
             self._found("database", self._db.path.name, found, fixed=left is None)
         return left
@@ -175,13 +178,8 @@ class Check:
         except DamageError:
             self._tiers.disk.read_alone(row)  # evicted or written again meanwhile is no problem
 
-    def _check_entries(self, *, fix: bool) -> None:
-        for entry_id in self._entries.damaged_ids():
-            fixed = fix and bool(self._entries.delete([entry_id]))
-            self._found("damaged_entry", entry_id, "checksum or size does not match", fixed=fixed)
-
-    def _check_faults(self, *, fix: bool) -> None:
-        for fault in (*self._aliases.faults(), *self._evidence.faults(), *self._pins.faults()):
+    def _check_rows(self, faults: Sequence[Fault], *, fix: bool) -> None:
+        for fault in faults:
             self._found(fault.kind, fault.item, fault.detail, fixed=fix and self._delete(fault))
 
     def _delete(self, fault: Fault) -> bool:

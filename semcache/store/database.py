@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ LOCK_WAIT_S = 0.1
 # Rows per transaction of what may be long: a look-up waits a few milliseconds for the lock and not for all of it.
 BATCH_ROWS = 64
 CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_REFUSED_PAGE = re.compile(r"unable to get the page\. error code=(\d+)")
 
 # What became of the owner before: it closed the folder, it did not get to that, or it left a database that is damaged.
 LastRun = Literal["clean", "killed", "damaged"]
@@ -133,16 +135,21 @@ class Database:
     def find_damage(self, *, thorough: bool) -> str | None:
         """What SQLite finds wrong with the file, None for nothing; `thorough` also compares indexes with tables.
 
-        It reads every page, which may take minutes, on a connection of its own: nobody waits but who deletes.
+        It reads every page, which may take minutes, on a connection of its own: nobody waits but who deletes. Where the
+        machine refuses that (no memory, no descriptor, a bad sector) it raises: nothing is known of the file then.
         """
         pragma = "integrity_check" if thorough else "quick_check"
+        self.require_open()
         try:
-            self.require_open()
             with self._looking, self.watching(), closing(self._second_connection()) as connection:
-                found = "; ".join(str(row[0]) for row in connection.execute(f"PRAGMA {pragma}(10)").fetchall())
+                found = [str(row[0]) for row in connection.execute(f"PRAGMA {pragma}(10)").fetchall()]
         except sqlite3.Error as error:
-            found = str(error)
-        return None if found == "ok" else found
+            if not is_corruption(error):
+                raise
+            found = [str(error)]
+        for line in found:
+            require_read(line)
+        return None if found == ["ok"] else "; ".join(found)
 
     def _second_connection(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
@@ -188,6 +195,15 @@ def corruption(what: str) -> sqlite3.DatabaseError:
     error = sqlite3.DatabaseError(what)
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error
+
+
+def require_read(line: str) -> None:
+    """Raise where a line of SQLite's check is about a page that the machine did not let it read."""
+    refused = _REFUSED_PAGE.search(line)
+    if refused is not None and int(refused[1]) & 0xFF not in CORRUPT_CODES:
+        error = sqlite3.OperationalError(line)
+        error.sqlite_errorcode = int(refused[1])
+        raise error
 
 
 def is_corruption(error: sqlite3.Error) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from semcache.errors import UsageError
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
-from semcache.store.rows import checksum
+from semcache.store.rows import Fault, checksum, oldest_live
 
 # Embeddings read at once: about 6 MB, and other threads get the lock in between.
 PAGE_ROWS = 4096
@@ -60,7 +60,7 @@ class Entry:
     embedding: bytes | None = None  # float32, little endian; made by `pack_vector`
     embedder: str | None = None
     last_used_at: float = 0.0
-    expires_at: float | None = None
+    expires_at: float | None = None  # unless it is pinned; by the TTL of the store that it is read from
     hits: int = 0
     pinned: bool = False
     compute_ms: float = 0.0  # what computing the answer cost
@@ -93,9 +93,12 @@ _MUTABLE = frozenset({"last_used_at", "hits", "pinned"})
 _FIELDS = tuple(item.name for item in fields(Entry))
 _IMMUTABLE = tuple(name for name in _FIELDS if name not in _MUTABLE)
 _COLUMNS = (*_FIELDS, "size_bytes", "checksum")
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM entries"  # noqa: S608 - column names of our own dataclass
-_SELECT_NUMBERED = f"SELECT {', '.join(_COLUMNS)}, rowid AS number FROM entries"  # noqa: S608
+_SELECT = f"SELECT {', '.join(_COLUMNS)}, rowid AS number FROM entries"  # noqa: S608 - column names of our own dataclass
 _INSERT = f"INSERT INTO entries ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
+
+
+# Not past the TTL, or pinned.
+LIVE = "(pinned = 1 OR created_at > ?)"
 
 
 def row_checksum(row: Mapping[str, Any] | sqlite3.Row) -> str:
@@ -109,9 +112,10 @@ def _to_row(entry: Entry) -> dict[str, Any]:
     row["sampling"] = json.dumps(dict(entry.sampling), ensure_ascii=False, sort_keys=True)
     row["answer_tokens"] = np.asarray(entry.answer_tokens, dtype="<i4").tobytes()
     row["pinned"] = int(entry.pinned)
+    row["expires_at"] = None  # what counts is the TTL of the day; an older version wrote that of the entry's day
     # SQLite gives REAL columns back as float; the checksum must see the same type before and after.
-    for name in ("created_at", "last_used_at", "expires_at", "compute_ms"):
-        row[name] = None if row[name] is None else float(row[name])
+    for name in ("created_at", "last_used_at", "compute_ms"):
+        row[name] = float(row[name])
     row["size_bytes"] = entry.size_bytes
     row["checksum"] = row_checksum(row)
     return row
@@ -122,55 +126,66 @@ def _is_whole(row: sqlite3.Row) -> bool:
     return bool(row["checksum"] == row_checksum(row)) and bool(row["size_bytes"] == _from_row(row).size_bytes)
 
 
-def _from_row(row: sqlite3.Row) -> Entry:
+def _from_row(row: sqlite3.Row, ttl_s: float = 0) -> Entry:
     values: dict[str, Any] = {name: row[name] for name in _FIELDS}
     values["messages"] = tuple((role, content) for role, content in json.loads(row["messages"]))
     values["sampling"] = json.loads(row["sampling"])
     values["answer_tokens"] = tuple(np.frombuffer(row["answer_tokens"], dtype="<i4").tolist())
     values["pinned"] = bool(row["pinned"])
+    values["expires_at"] = row["created_at"] + ttl_s if ttl_s > 0 else None
     return Entry(**values)
 
 
 class Entries:
     """The `entries` table. A damaged row is deleted, counted and absent."""
 
-    def __init__(self, db: Database, incidents: Incidents) -> None:
+    def __init__(self, db: Database, incidents: Incidents, ttl_s: float) -> None:
         self._db = db
         self._incidents = incidents
+        self._ttl_s = ttl_s
 
     def select(
         self, where: str, params: Params, now_s: float, *, order: str = SORTS["created"], limit: int = -1
     ) -> list[Entry]:
         """Verified entries, pinned or unexpired; `where` uses positional parameters."""
-        live = "(pinned = 1 OR expires_at IS NULL OR expires_at > ?)"
-        sql = f"{_SELECT} WHERE ({where}) AND {live} ORDER BY {order} LIMIT ?"
-        rows = self._db.rows(sql, (*params, now_s, limit))
+        sql = f"{_SELECT} WHERE ({where}) AND {LIVE} ORDER BY {order} LIMIT ?"
+        rows = self._db.rows(sql, (*params, self.oldest_live(now_s), limit))
         damaged = [row for row in rows if row["checksum"] != row_checksum(row)]
         for row in damaged:
             self._incidents.damage("damaged_entries", f"entry {row['id']}", "checksum does not match")
         if damaged:
-            self._drop_damaged([row["id"] for row in damaged])
-        bad = {row["id"] for row in damaged}
-        return [_from_row(row) for row in rows if row["id"] not in bad]
+            self._drop_damaged([row["number"] for row in damaged])
+        bad = {row["number"] for row in damaged}
+        return [_from_row(row, self._ttl_s) for row in rows if row["number"] not in bad]
 
-    def _drop_damaged(self, ids: Sequence[str]) -> None:
+    def oldest_live(self, now_s: float) -> float:
+        """The value of `LIVE`."""
+        return oldest_live(now_s, self._ttl_s)
+
+    def _drop_damaged(self, numbers: Sequence[int]) -> None:
         try:
-            self.delete(ids)
+            self.delete(numbers)
         except sqlite3.Error as error:
-            self._incidents.failure("write_failures", f"deletion of {len(ids)} damaged entries", error)
+            self._incidents.failure("write_failures", f"deletion of {len(numbers)} damaged entries", error)
 
     def find_exact(self, scope: str, request_key: str, now_s: float) -> list[Entry]:
         found = self.select("scope = ? AND request_key = ?", (scope, request_key), now_s)
         # SQLite believes its index; a damaged one can name the row of another request.
         right = [entry for entry in found if (entry.scope, entry.request_key) == (scope, request_key)]
-        if len(right) < len(found):
-            self._db.is_corrupt = True
-            self._incidents.damage("damaged_entries", f"{len(found) - len(right)} entries", "found under a wrong key")
+        self.note_misled(len(found) - len(right))
         return right
 
-    def by_ids(self, ids: Sequence[str], now_s: float) -> dict[str, Entry]:
-        where = "id IN (SELECT value FROM json_each(?))"
-        return {entry.id: entry for entry in self.select(where, (json.dumps(list(ids)),), now_s)}
+    def note_misled(self, num: int) -> None:
+        """Count entries that an index led to and that are not what it said."""
+        if num:
+            self._db.is_corrupt = True
+            self._incidents.damage("damaged_entries", f"{num} entries", "found under a wrong key")
+
+    def by_ids(self, ids: Iterable[object], now_s: float) -> dict[str, Entry]:
+        """Those of these entries that there are; an id that damage made no text of is nobody's."""
+        names = [entry_id for entry_id in ids if isinstance(entry_id, str)]
+        found = self.select("id IN (SELECT value FROM json_each(?))", (json.dumps(names),), now_s)
+        return {entry.id: entry for entry in found}
 
     def listing(
         self, *, scopes: Sequence[str] | None, user: str | None, limit: int, sort: str, match: str | None, now_s: float
@@ -209,26 +224,36 @@ class Entries:
                 (now_s, entry_id),
             )
 
-    def delete(self, ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Delete rows; returns (scope, id) of those that were there."""
-        with self._db.transaction() as connection:
-            sql = "DELETE FROM entries WHERE id IN (SELECT value FROM json_each(?)) RETURNING scope, id"
-            return [(row["scope"], row["id"]) for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()]
+    def delete(self, numbers: Sequence[int], where: str = "1", params: Sequence[Any] = ()) -> list[tuple[str, str]]:
+        """Delete of these rows what is still `where`; returns (scope, id) of each.
 
-    def ids(self, where: str, params: Params) -> list[str]:
-        return [row["id"] for row in self._db.rows(f"SELECT id FROM entries WHERE {where}", params)]  # noqa: S608
+        By rowid, since of a damaged row it is all that is certain; by the condition too, since SQLite may give the
+        rowid of a row that is gone to a new one.
+        """
+        sql = (
+            "DELETE FROM entries NOT INDEXED WHERE rowid IN (SELECT value FROM json_each(?)) "  # noqa: S608
+            f"AND ({where}) RETURNING scope, id"
+        )
+        with self._db.transaction() as connection:
+            rows = connection.execute(sql, (json.dumps(list(numbers)), *params)).fetchall()
+        return [(row["scope"], row["id"]) for row in rows]
+
+    def numbers(self, where: str, params: Params) -> list[int]:
+        """The rowids of what is `where`, damaged or not."""
+        return [row["number"] for row in self._db.rows(f"SELECT rowid AS number FROM entries WHERE {where}", params)]  # noqa: S608
 
     def scopes(self, where: str, params: Params) -> list[str]:
         return [row["scope"] for row in self._db.rows(f"SELECT DISTINCT scope FROM entries WHERE {where}", params)]  # noqa: S608
 
-    def damaged_ids(self) -> list[str]:
-        """Ids of rows that fail their checksum or are not of their size, without deleting anything; for `check`."""
-        damaged: list[str] = []
+    def faults(self) -> list[Fault]:
+        """Rows that fail their checksum or are not of their size, without deleting anything; for `check`."""
+        damaged: list[tuple[str, int]] = []
         after = -(1 << 63)  # below every rowid
-        while page := self._db.rows(f"{_SELECT_NUMBERED} WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, PAGE_ROWS)):
+        while page := self._db.rows(f"{_SELECT} WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, PAGE_ROWS)):
             after = page[-1]["number"]
-            damaged += [row["id"] for row in page if not _is_whole(row)]
-        return damaged
+            damaged += [(str(row["id"]), row["number"]) for row in page if not _is_whole(row)]
+        why = "checksum or size does not match"
+        return [Fault("damaged_entry", name, why, table="entries", number=number) for name, number in damaged]
 
     def vectors(self, scope: str) -> Iterator[tuple[str, tuple[str, str, str, str], bytes]]:
         """(id, (fingerprint, context_key, params_key, embedder), embedding) of a scope, for the index."""
@@ -243,7 +268,7 @@ class Entries:
             if after == before:  # text that is none is read as another one, which may sort before itself
                 return
             for row in page:
-                if row["embedding"] is None or row["embedder"] is None:
+                if row["embedding"] is None or row["embedder"] is None or not isinstance(row["id"], str):
                     continue
                 yield (
                     row["id"],

@@ -102,7 +102,7 @@ class Erasure:
             loose, loose_blocks = (f"{where} AND {it}" for it in LOOSE) if keep_pinned else (where, where)
             # Blocks first: once the entries are gone, nothing says any more which blocks were pinned.
             blocks = self._tiers.delete(self._blocks.select(loose_blocks, params))
-            num_entries = self._answers.delete(entries.ids(loose, params))
+            num_entries = self._answers.delete_where(loose, params)
             with self._db.transaction() as connection:
                 self._aliases.clear(connection, where, params)
                 self._decisions.clear(connection, where, params)

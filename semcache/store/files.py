@@ -10,6 +10,7 @@ import itertools
 import os
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from semcache.store.buffers import Buffers
@@ -75,12 +76,10 @@ class Files:
 
     def discard_temp(self, temp: Path) -> None:
         """Remove a temporary file that will not be published; what cannot be removed is swept at the next start."""
-        with self._lock:
-            self._open_temps.discard(temp)
-        try:
+        with suppress(OSError):
             os.unlink(temp)
-        except OSError:
-            return
+        with self._lock:  # not before: until it is gone it is no leftover
+            self._open_temps.discard(temp)
 
     def is_open_temp(self, path: Path) -> bool:
         """Whether a write of this process is still busy with `path`, so that it is no leftover."""

@@ -234,6 +234,13 @@ def _pins(db: sqlite_utils.Database) -> None:
             WHERE entries.pinned = 1 AND names.type = 'text'""")
 
 
+def _expiry(db: sqlite_utils.Database) -> None:
+    # What is past the TTL is looked for again and again, and it is past the TTL of the day: `expires_at` is not used.
+    db.execute("DROP INDEX entries_expires")
+    db.execute("CREATE INDEX entries_created ON entries (created_at)")
+    db.execute("CREATE INDEX blocks_created ON blocks (created_at)")
+
+
 # Called, not used as decorators: sqlite-utils' decorator is untyped.
 SCHEMA(name="0001_blocks")(_blocks)
 SCHEMA(name="0002_entries")(_entries)
@@ -245,10 +252,11 @@ SCHEMA(name="0007_decisions")(_decisions)
 SCHEMA(name="0008_openings")(_openings)
 SCHEMA(name="0009_children")(_children)
 SCHEMA(name="0010_pins")(_pins)
+SCHEMA(name="0011_expiry")(_expiry)
 
 KNOWN = (
     "0001_blocks", "0002_entries", "0003_requests", "0004_usage", "0005_aliases", "0006_evidence", "0007_decisions",
-    "0008_openings", "0009_children", "0010_pins",
+    "0008_openings", "0009_children", "0010_pins", "0011_expiry",
 )  # fmt: skip
 
 

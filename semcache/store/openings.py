@@ -1,4 +1,4 @@
-"""Stored answers by how they begin. A donor found so needs no checksum: whoever uses it verifies every token."""
+"""Stored answers by how they begin. Whoever uses one verifies its tokens; whose they are the entry itself must say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semcache.store.database import Database
+from semcache.store.entries import LIVE, Entries
 from semcache.store.incidents import Incidents
 
 # Of answers to real questions three tokens tell almost all apart; fewer tokens would find many, more would find late.
@@ -16,9 +17,9 @@ MAX_FOUND = 4
 
 # The index of migration 0008 is used only for this very expression.
 _FIND = f"""
-    SELECT id, prompt, answer_tokens, finish_reason, created_at, max(last_used_at) AS newest FROM entries
+    SELECT id, max(last_used_at) AS newest FROM entries
     WHERE scope = ? AND fingerprint = ? AND substr(answer_tokens, 1, {4 * OPENING_TOKENS}) = ?
-    AND (pinned = 1 OR expires_at IS NULL OR expires_at > ?)
+    AND {LIVE}
     GROUP BY answer_tokens ORDER BY newest DESC LIMIT {MAX_FOUND}"""  # noqa: S608 - constants of our own
 
 
@@ -36,8 +37,9 @@ class Opening:
 class Openings:
     """The first tokens of the `entries` table's answers."""
 
-    def __init__(self, db: Database, incidents: Incidents, clock: Callable[[], float]) -> None:
+    def __init__(self, db: Database, entries: Entries, incidents: Incidents, clock: Callable[[], float]) -> None:
         self._db = db
+        self._entries = entries
         self._incidents = incidents
         self._clock = clock
 
@@ -45,17 +47,18 @@ class Openings:
         """Answers of one model that begin with exactly these tokens, the last used first."""
         assert len(tokens) == OPENING_TOKENS, tokens
         opening = np.asarray(tokens, dtype="<i4").tobytes()
+        wanted = (scope, fingerprint, tuple(tokens))
         with self._incidents.reading("openings"):
-            rows = self._db.rows(_FIND, (scope, fingerprint, opening, self._clock()))
+            now_s = self._clock()
+            oldest = self._entries.oldest_live(now_s)
+            ids = [row["id"] for row in self._db.rows(_FIND, (scope, fingerprint, opening, oldest))]
+            whole = self._entries.by_ids(ids, now_s)
+            found = [whole[entry_id] for entry_id in ids if entry_id in whole]
+            # SQLite believes its index; what is shown of a donor must be its own, and the asker's to see.
+            right = [e for e in found if (e.scope, e.fingerprint, e.answer_tokens[:OPENING_TOKENS]) == wanted]
+            self._entries.note_misled(len(found) - len(right))
             return [
-                Opening(
-                    row["id"],
-                    row["prompt"],
-                    tuple(np.frombuffer(row["answer_tokens"], dtype="<i4").tolist()),
-                    row["finish_reason"] == "stop",
-                    row["created_at"],
-                )
-                for row in rows
-                if len(row["answer_tokens"]) % 4 == 0
+                Opening(entry.id, entry.prompt, entry.answer_tokens, entry.finish_reason == "stop", entry.created_at)
+                for entry in right
             ]
         return []

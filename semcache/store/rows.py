@@ -38,6 +38,11 @@ def number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
+def oldest_live(now_s: float, ttl_s: float) -> float:
+    """What was made at this time or before has expired; a TTL of 0 is none."""
+    return now_s - ttl_s if ttl_s > 0 else -math.inf
+
+
 def with_utf8(text: str) -> str:
     """The text with a question mark for what has no UTF-8 (lone surrogates); for rows that people look at."""
     return text.encode(errors="replace").decode()

@@ -6,11 +6,12 @@ counter; only opening a folder that cannot be used, and deleting what cannot be 
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from semcache.errors import StoreError
 from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import BlockKey, Blocks, Continuation, Owner
-from semcache.store.budget import DiskBudget, DiskLimits
+from semcache.store.budget import DiskBudget, DiskLimits, automatic_bytes
 from semcache.store.buffers import READY_BYTES
 from semcache.store.check import Check, CheckResult, sweep
 from semcache.store.database import Database
@@ -30,6 +31,7 @@ from semcache.store.entries import Entries, Entry, where_owner
 from semcache.store.erasure import Erasure
 from semcache.store.evict import ORDERS
 from semcache.store.evidence import EvidenceTable
+from semcache.store.expiry import Expiry
 from semcache.store.files import Files
 from semcache.store.incidents import LOG, Incidents
 from semcache.store.openings import Openings
@@ -54,7 +56,7 @@ COUNTERS = (
 
 @dataclass(frozen=True)
 class StoreLimits:
-    """Budgets and orders; a quota or TTL of 0 is none."""
+    """Budgets and orders; a quota or TTL of 0 is none, a disk tier of 0 follows what is free."""
 
     ram_bytes: int
     disk_bytes: int
@@ -78,6 +80,10 @@ class Store:
         timer: Callable[[], float],
     ) -> None:
         self.warnings: list[str] = []
+        if not limits.disk_bytes:
+            stored_bytes = db.number("SELECT sum(size_bytes) FROM stored_bytes")
+            free_bytes = shutil.disk_usage(folder.path).free
+            limits = replace(limits, disk_bytes=automatic_bytes(free_bytes, stored_bytes))
         self.limits = limits
         self._folder = folder
         self._db = db
@@ -93,16 +99,16 @@ class Store:
             db=db, blocks=self._blocks, incidents=self._incidents, clock=clock, added=self._added,
             queue_bytes=limits.write_queue_bytes, timer=timer,
         )  # fmt: skip
-        self._entries = Entries(db, self._incidents)
+        self._entries = Entries(db, self._incidents, limits.ttl_s)
         self.aliases = Aliases(db, self._entries, self._incidents, clock, self._added)
         self.evidence = EvidenceTable(db, self._incidents, clock)
         self.decisions = Decisions(db, self._incidents, clock)
-        self.openings = Openings(db, self._incidents, clock)
+        self.openings = Openings(db, self._entries, self._incidents, clock)
         self._pins = Pins(db, total_bytes=limits.disk_bytes, user_bytes=limits.user_quota_bytes)
-        self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock, limits.ttl_s)
+        self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock)
         self._usage = UsageBook(db)
         self._budget = DiskBudget(
-            DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order),
+            DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order, limits.ttl_s),
             db=db, answers=self._answers, aliases=self.aliases, pins=self._pins, tiers=self._tiers,
             blocks=self._blocks, incidents=self._incidents,
         )  # fmt: skip
@@ -118,6 +124,7 @@ class Store:
             self._preparing = disk.prepare(min(READY_BYTES, limits.ram_bytes))
         if (warning := self._pins.warning()) is not None:
             self.warnings.append(warning)
+        self._expiry = Expiry(self.evict, self._incidents) if limits.ttl_s > 0 else None
 
     @staticmethod
     def open(
@@ -145,6 +152,8 @@ class Store:
 
     def close(self) -> None:
         """Write what waits and give the data directory back; then every read is a miss and every write a False."""
+        if self._expiry is not None:
+            self._expiry.close()
         self._tiers.close()
         self._db.close()
         self._folder.release("damaged" if self._db.is_corrupt else "clean")
@@ -345,7 +354,7 @@ class Store:
     def num_pinned(self, *, user: str | None = None, namespace: str | None = None) -> int:
         where, params = where_owner(scopes=None, user=user, namespace=namespace)
         with self._incidents.reading("entries"):
-            return len(self._entries.ids(f"pinned = 1 AND {where}", params))
+            return len(self._entries.numbers(f"pinned = 1 AND {where}", params))
         return 0
 
     def num_entries(self) -> int:

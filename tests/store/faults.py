@@ -158,6 +158,14 @@ def change_row(rng: random.Random, data_dir: Path) -> None:
             return
 
 
+def spoil_id(rng: random.Random, data_dir: Path) -> None:
+    """The id of an answer is bytes, or text with a byte that is none."""
+    spoilt = rng.choice(["CAST(id AS BLOB)", "CAST(x'ff' || substr(id, 2) AS TEXT)"])
+    with contextlib.closing(sqlite3.connect(data_dir / DATABASE_NAME, isolation_level=None)) as connection:
+        (number,) = rng.choice(connection.execute("SELECT rowid FROM entries").fetchall())
+        connection.execute(f"UPDATE entries SET id = {spoilt} WHERE rowid = ?", (number,))
+
+
 def swap_values(rng: random.Random, data_dir: Path) -> None:
     """Two rows of one table exchange what they hold in one column."""
     column, table = rng.choice([
@@ -209,7 +217,8 @@ AT_FILES: dict[str, AtRest] = {
     )
 }  # fmt: skip
 AT_REST: dict[str, AtRest] = AT_FILES | {
-    kind.__name__: kind for kind in (change_row, swap_values, flip_database, spoil_page, cut_database, stray_log)
+    kind.__name__: kind
+    for kind in (change_row, spoil_id, swap_values, flip_database, spoil_page, cut_database, stray_log)
 }
 
 # After these something must be missing, and somebody must have said so.
@@ -219,4 +228,4 @@ ALWAYS_SEEN = {
 }  # fmt: skip
 
 # With one row its chain is gone, or its entry as an answer, a neighbour, what two aliases lead to, and its evidence.
-MOST_LOST = {"change_row": 5, "swap_values": 10, "stray_log": 0}
+MOST_LOST = {"change_row": 5, "spoil_id": 5, "swap_values": 10, "stray_log": 0}

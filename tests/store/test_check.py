@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from semcache.store.files import Files
 from semcache.store.store import Store
 
 from .conftest import OpenStore
@@ -110,6 +111,26 @@ def test_what_cannot_be_repaired_is_not_called_fixed(open_store: OpenStore, data
     assert (result.ok, result.fixed) == (False, False)
     files.fail["read"] = errno.EIO
     assert ("unreadable_block", block_files(data_dir)[0].relative_to(data_dir / "kv").as_posix()) in kinds(store)
+
+
+def test_a_file_that_was_published_since_the_folder_was_listed_is_no_leftover(
+    open_store: OpenStore, data_dir: Path
+) -> None:
+    class Publishing(Files):
+        """Ends its write after the folder was listed, at the first look at its temporary file."""
+
+        temp: Path | None = None
+
+        def is_open_temp(self, path: Path) -> bool:
+            if self.temp is not None:
+                self.publish(self.temp, path.with_name("done"), durable=False)
+                self.temp = None
+            return super().is_open_temp(path)
+
+    files = Publishing()
+    store = open_store(files=files)
+    files.temp = files.write_temp(data_dir / "kv" / "mini" / "ab" / "done", b"whole", durable=False)
+    assert kinds(store) == []
 
 
 def test_a_write_in_progress_is_no_leftover(open_store: OpenStore, data_dir: Path) -> None:

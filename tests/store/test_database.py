@@ -116,4 +116,5 @@ def test_a_look_at_every_page_keeps_nobody_waiting(filled: Store) -> None:
     with db.lock, ThreadPoolExecutor(1) as pool:  # as if somebody wrote all the time
         assert pool.submit(db.find_damage, thorough=True).result(timeout=30) is None
     filled.close()
-    assert "closed" in (db.find_damage(thorough=True) or "")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        db.find_damage(thorough=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from semcache.errors import UsageError
-from semcache.store.entries import new_entry_id, pack_vector
+from semcache.store.entries import new_entry_id, pack_vector, row_checksum
 from semcache.store.store import Store, StoreLimits
 
 from .conftest import OpenStore
-from .samples import ALICE, BOB, PLENTY, Clock, entry, vector
+from .samples import ALICE, BOB, PLENTY, Clock, chain, entry, put_chain, vector
 
 
 def edit(data_dir: Path, sql: str, *params: object) -> None:
@@ -30,9 +32,9 @@ def test_ids_sort_by_age_and_do_not_repeat() -> None:
 
 
 def test_an_entry_comes_back_as_it_went_in(store: Store, open_store: OpenStore) -> None:
-    original = entry(1, answer="a\x00b 😀", expires_at=2e9, pinned=True)
+    original = entry(1, answer="a\x00b 😀", pinned=True)
     assert store.put_entry(original)
-    again = open_store()
+    again = open_store(replace(PLENTY, ttl_s=60))
     (found,) = again.find_exact(original.scope, original.request_key)
     assert found == again.get_entry(original.id)
     assert found.answer == original.answer
@@ -40,7 +42,8 @@ def test_an_entry_comes_back_as_it_went_in(store: Store, open_store: OpenStore) 
     assert found.sampling == original.sampling
     assert found.answer_tokens == original.answer_tokens
     assert found.embedding == original.embedding
-    assert (found.pinned, found.expires_at, found.last_used_at) == (True, 2e9, original.created_at)
+    assert (found.pinned, found.last_used_at) == (True, original.created_at)
+    assert found.expires_at == original.created_at + 60
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,7 @@ def test_an_entry_comes_back_as_it_went_in(store: Store, open_store: OpenStore) 
         "finish_reason = 'length'", "embedding = x'00000000'", "embedding = NULL", "scope = 'user:os:1/bob'",
         "request_key = 'req2'", "fingerprint = 'fp2'", "context_key = 'c'", "params_key = 'p'", "checksum = 'x'",
         "answer = CAST(x'ff' AS TEXT)", "num_prompt_tokens = 6", "expires_at = 3e9", "compute_ms = 0",
+        "id = 'e_another'", "id = CAST(id AS BLOB)", "id = CAST(x'ff' AS TEXT)",
     ],
 )  # fmt: skip
 def test_a_changed_row_is_absent_counted_and_gone(store: Store, data_dir: Path, change: str) -> None:
@@ -57,9 +61,40 @@ def test_a_changed_row_is_absent_counted_and_gone(store: Store, data_dir: Path, 
     assert store.put_entry(entry(2, request_key="other"))
     edit(data_dir, f"UPDATE entries SET {change} WHERE id = ?", entry(1).id)
     assert store.get_entry(entry(1).id) is None
-    assert store.counters()["damaged_entries"] == 1
     assert [found.id for found in store.list_entries()] == [entry(2).id]
+    assert store.counters()["damaged_entries"] == 1
     assert [found.id for found, _ in store.nearest(ALICE.scope, vector(1), 5, None)] == [entry(2).id]
+    assert store.check().ok
+
+
+LEAVES: dict[str, Callable[[Store], object]] = {
+    "found": lambda store: store.find_exact(ALICE.scope, "req1"),
+    "near": lambda store: (store.nearest(ALICE.scope, vector(1), 9, None), store.list_entries()),
+    "donor": lambda store: (store.openings.find(ALICE.scope, "fp1", (1, 2, 1)), store.list_entries()),
+    "checked": lambda store: store.check(fix=True),
+    "cleared": lambda store: store.clear(user=ALICE.user),
+    "evicted": Store.evict,
+    "expired": Store.evict,
+}
+
+
+@pytest.mark.parametrize("way", LEAVES)
+@pytest.mark.parametrize("damaged", ["CAST(id AS BLOB)", "CAST(x'ff' AS TEXT)"])
+def test_an_entry_whose_id_is_no_text_leaves_in_every_way(
+    open_store: OpenStore, clock: Clock, data_dir: Path, damaged: str, way: str
+) -> None:
+    store = open_store()
+    # Neighbours that are as near as each other are ordered by id.
+    store.put_entry(entry(1, embedding=entry(2).embedding))
+    store.put_entry(entry(2, user=BOB.user, pinned=True))
+    edit(data_dir, f"UPDATE entries SET id = {damaged} WHERE request_key = 'req1'")
+    if way == "evicted":
+        store = open_store(StoreLimits(0, 1))
+    elif way == "expired":
+        store, clock.now_s = open_store(StoreLimits(0, 1 << 24, ttl_s=60)), clock.now_s + 100
+    LEAVES[way](store)
+    assert store.num_entries() == 1
+    assert [found.id for found in store.list_entries()] == [entry(2).id]
     assert store.check().ok
 
 
@@ -99,6 +134,32 @@ def test_an_expired_entry_is_absent_and_purged(open_store: OpenStore, clock: Clo
     assert store.evict() == 1
     assert store.num_entries() == 0
     assert store.counters()["expired_entries"] == 1
+
+
+def test_the_ttl_of_the_day_counts(open_store: OpenStore, clock: Clock) -> None:
+    def keeps(ttl_s: int) -> tuple[int, int]:
+        """How many entries and blocks are found."""
+        store = open_store(StoreLimits(1 << 20, 1 << 24, ttl_s=ttl_s))
+        return len(store.find_exact(ALICE.scope, "req0")), len(store.load_prefix(chain(1)))
+
+    store = open_store(StoreLimits(1 << 20, 1 << 24, ttl_s=60))
+    store.put_entry(entry(0, created_at=clock.now_s))
+    put_chain(store, chain(1))
+    clock.now_s += 100
+    assert keeps(60) == (0, 0)
+    assert keeps(101) == keeps(0) == (1, 1)
+    assert keeps(100) == (0, 0)
+
+
+def test_a_deadline_that_an_older_version_wrote_does_not_count(store: Store, clock: Clock) -> None:
+    store.put_entry(entry(0))
+    with store._db.transaction() as connection:
+        row = dict(connection.execute("SELECT * FROM entries").fetchone())
+        row["expires_at"] = clock.now_s - 1
+        connection.execute("UPDATE entries SET expires_at = ?, checksum = ?", (row["expires_at"], row_checksum(row)))
+    (found,) = store.find_exact(ALICE.scope, "req0")
+    assert found.expires_at is None
+    assert store.evict() == 0
 
 
 def test_touch_counts_and_time_never_runs_backwards(store: Store, clock: Clock) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.daemon import drafts
 from semcache.store.openings import MAX_FOUND, OPENING_TOKENS, Opening
-from semcache.store.store import Store, StoreLimits
+from semcache.store.store import DATABASE_NAME, Store, StoreLimits
 
 from .conftest import OpenStore
 from .samples import ALICE, BOB, FEW, Clock, entry
@@ -82,6 +84,29 @@ def test_a_row_of_broken_tokens_is_skipped(store: Store) -> None:
     with store._db.transaction() as connection:
         connection.execute("UPDATE entries SET answer_tokens = answer_tokens || x'00'")
     assert begins(store, 1, 2, 3) == []
+
+
+def test_a_damaged_index_shows_nobody_anothers_prompt(store: Store, open_store: OpenStore, data_dir: Path) -> None:
+    put(store, 1, 1, 2, 3, scope=BOB.scope)
+    store.close()
+    path, eve = data_dir / DATABASE_NAME, BOB.scope.replace("bob", "eve")
+    rest = b"fp1" + np.asarray((1, 2, 3), "<i4").tobytes()  # side by side in this index only
+    content = path.read_bytes()
+    assert content.count(BOB.scope.encode() + rest) == 1
+    path.write_bytes(content.replace(BOB.scope.encode() + rest, eve.encode() + rest))
+    again = open_store()
+    assert begins(again, 1, 2, 3, scope=eve) == []
+    assert again.counters()["damaged_entries"] == 1
+    assert again._db.is_corrupt, "so that the next start compares indexes with tables"
+
+
+def test_a_damaged_row_is_no_donor(store: Store) -> None:
+    put(store, 1, 1, 2, 3)
+    put(store, 2, 1, 2, 3, 4)
+    with store._db.transaction() as connection:
+        connection.execute("UPDATE entries SET prompt = 'of another' WHERE id = ?", (entry(1).id,))
+    assert [item.entry_id for item in begins(store, 1, 2, 3)] == [entry(2).id]
+    assert store.counters()["damaged_entries"] == 1
 
 
 def test_a_closed_store_finds_nothing(store: Store) -> None:

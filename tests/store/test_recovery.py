@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from semcache.errors import StoreError
+from semcache.store.database import is_corruption, require_read
 from semcache.store.store import Store
 
 from .conftest import OpenStore
@@ -54,3 +56,37 @@ def test_a_database_of_a_newer_version_is_left_alone(store: Store, data_dir: Pat
     with pytest.raises(StoreError, match="newer semcache"):
         Store.open(data_dir, PLENTY)
     assert list(data_dir.glob("*corrupt*")) == []
+
+
+def test_a_machine_without_file_descriptors_costs_nothing(store: Store, open_store: OpenStore, data_dir: Path) -> None:
+    """Whichever file cannot be opened at a start: it is refused or served, and nothing is put aside or swept."""
+    put_chain(store, chain(2))
+    store.put_entry(entry(1))
+    store.close()
+    before = block_files(data_dir)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = 0
+    for num_left in range(12):
+        with open(data_dir / "highest", "wb") as highest:  # the next descriptor is the lowest that is free
+            first = highest.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first + num_left, limits[1]))
+        try:
+            Store.open(data_dir, PLENTY).close()
+        except StoreError:
+            refused += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert list(data_dir.glob("*corrupt*")) == []
+        assert block_files(data_dir) == before
+    assert 0 < refused < 12
+    assert open_store().get_entry(entry(1).id) is not None
+
+
+def test_what_the_machine_did_not_let_sqlite_read_is_no_damage() -> None:
+    require_read("ok")
+    require_read("Tree 4 page 7: unable to get the page. error code=11")
+    require_read("row 3 missing from index entries_user")
+    for code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR | 1 << 8, sqlite3.SQLITE_NOMEM):
+        with pytest.raises(sqlite3.OperationalError) as error:
+            require_read(f"Tree 4 page 7: unable to get the page. error code={code}")
+        assert not is_corruption(error.value)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from semcache.errors import StoreError
 from semcache.store import blocks
 from semcache.store.blocks import block_chain
+from semcache.store.budget import MOST_BYTES
 from semcache.store.evidence import StoredEvidence
 from semcache.store.store import Store, StoreLimits
 from semcache.store.tensors import encode
@@ -69,7 +72,9 @@ def test_neighbours_stay_within_their_partition(store: Store) -> None:
 def test_deleted_entries_leave_the_index_and_k_are_still_found(store: Store) -> None:
     for number in range(6):
         store.put_entry(entry(number))
-    store._entries.delete([entry(0).id])  # behind the index's back, as a damaged row would be
+    store._entries.delete(
+        store._entries.numbers("id = ?", (entry(0).id,))
+    )  # behind the index's back, as a damaged row would be
     found = store.nearest(ALICE.scope, vector(0), 5, None)
     assert {e.id for e, _ in found} == {entry(number).id for number in range(1, 6)}
     assert store.delete_entries([entry(1).id, "e_none"]) == 1
@@ -84,12 +89,31 @@ def test_neighbours_and_the_donor_of_another_partition_come_together(store: Stor
     assert {e.id for e, _ in near} == {entry(0).id, entry(1).id}
     assert donor is not None
     assert (donor[0].id, round(donor[1], 5)) == (entry(2).id, 1.0)
-    store._entries.delete([entry(2).id, entry(0).id])  # behind the index's back, as a damaged row would be
+    # Behind the index's back, as a damaged row would be.
+    store._entries.delete(store._entries.numbers("id IN (?, ?)", (entry(2).id, entry(0).id)))
     near, donor = store.nearest_and_donor(ALICE.scope, vector(2), 5, here)
     assert [e.id for e, _ in near] == [entry(1).id]
     assert donor is not None
     assert donor[0].id == entry(1).id
     assert store.nearest_and_donor(BOB.scope, vector(2), 5, here) == ([], None)
+
+
+def test_an_automatic_disk_tier_is_as_large_after_a_restart(
+    open_store: OpenStore, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_bytes = 100_000
+
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=disk_bytes - sum(path.stat().st_size for path in block_files(folder)))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    store = open_store(StoreLimits(0, 0))
+    assert store.limits.disk_bytes == store.tier_status()["disk"].limit_bytes == disk_bytes // 4
+    put_chain(store, chain(8))
+    assert open_store(StoreLimits(0, 0)).limits.disk_bytes == disk_bytes // 4
+    assert open_store(StoreLimits(0, 7)).limits.disk_bytes == 7
+    disk_bytes = 10**12
+    assert open_store(StoreLimits(0, 0)).limits.disk_bytes == MOST_BYTES
 
 
 def test_everything_is_usable_after_a_restart(store: Store, open_store: OpenStore) -> None:

@@ -39,12 +39,10 @@ class Admission:
         store: Store,
         embedder: Callable[[], Embedder | None],
         *,
-        ttl_s: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._embedder = embedder
-        self._ttl_s = ttl_s
         self._clock = clock
 
     def store_kv(self, request: Request, access: Access, model: ModelKey, kv: PromptKV, *, tail: bool = True) -> bool:
@@ -86,8 +84,7 @@ class Admission:
             num_prompt_tokens=request.num_prompt_tokens, num_completion_tokens=len(request.output_tokens),
             embedding=pack_vector(vector) if vector is not None else None,
             embedder=embedder.name if embedder is not None and vector is not None else None,
-            created_at=now, last_used_at=now, expires_at=now + self._ttl_s if self._ttl_s else None,
-            hits=0, pinned=False, compute_ms=compute_ms,
+            created_at=now, last_used_at=now, hits=0, pinned=False, compute_ms=compute_ms,
         )  # fmt: skip
 
     def embed(self, request: Request) -> Vector | None:
