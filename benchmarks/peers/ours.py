@@ -25,7 +25,8 @@ from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.threads import compute_with
-from semcache.daemon.loop import EngineLoop, _Command
+from semcache.daemon.inbox import Command
+from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheMode, CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
 from semcache.daemon.resident import Progress
 from semcache.daemon.served import Served
@@ -207,7 +208,7 @@ class Ours:
                 measured.set_exception(error)
 
         # Where the engine's OpenMP team is: a team of this thread's own would slow down all that comes after.
-        self._loop._inbox.put(_Command(measure))
+        self._loop._inbox.put(Command(measure))
         return measured.result(_TIMEOUT_S)
 
     def _chunk_and_step_ms(self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int]) -> tuple[float, float]:
