@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.machine import until_quiet
 from benchmarks.peers.answer import Answer, PeerError, Stock, System
 from benchmarks.peers.apart import Apart
 from benchmarks.peers.memory import peak_memory
@@ -306,6 +307,7 @@ class Bench:
 
     def _record(self, key: Key, ask: Ask) -> list[Answer]:
         """A peer that fails leaves a gap in the table; the others go on."""
+        until_quiet()
         try:
             with peak_memory(self._setup.device, self._pids.get(key.system)) as peak:
                 answers = ask()

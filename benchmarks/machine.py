@@ -1,9 +1,10 @@
-"""What a figure was measured on: the `machine` object of every benchmark's JSON."""
+"""What a figure was measured on: the `machine` object of every benchmark's JSON, and a quiet moment on it."""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,33 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "transformers": transformers.__version__,
         "semcache": semcache.__version__,
     }
+
+
+def until_quiet(*, window_s: float = 0.1, timeout_s: float = 5.0) -> bool:
+    """Wait until less than a tenth of the processors' time is used; False where they are still busy at the end.
+
+    Servers go on for a second after an answer, and whoever was asked next would pay for it.
+    """
+    deadline = time.monotonic() + timeout_s
+    busy, total = _processor_time()
+    while time.monotonic() < deadline:
+        time.sleep(window_s)
+        was_busy, was_total = busy, total
+        busy, total = _processor_time()
+        if busy - was_busy <= (total - was_total) / 10:
+            return True
+    return False
+
+
+def _processor_time() -> tuple[int, int]:
+    """Busy and all time of the processors so far, in ticks; zeros where the system does not say."""
+    try:
+        with Path("/proc/stat").open(encoding="ascii") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+    except OSError:
+        return 0, 0
+    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+    return sum(ticks) - idle, sum(ticks)
 
 
 def _processor() -> str:
