@@ -27,6 +27,7 @@ from benchmarks.shapes import SHAPES
 from semcache.errors import SemcacheError
 
 SCHEMA = "semcache.bench.engine/1"
+QUIET_S = 5.0  # at most, before each request: servers go on for a second after an answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             num_threads=torch.get_num_threads(),
             say=_say,
             seed=options.seed,
+            quiet_s=0 if options.quick else QUIET_S,
         )
         bench.run()
         rows = report.rows_of(bench.seen)

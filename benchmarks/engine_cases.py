@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(
         self, plan: Plan, setup: Setup, home: Path, ours: Ours, generate: Stock, peers: Sequence[System], *,
-        num_threads: int, say: Callable[[str], None], seed: int,
+        num_threads: int, say: Callable[[str], None], seed: int, quiet_s: float = 0,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.seen: defaultdict[Key, Seen] = defaultdict(Seen)
@@ -102,6 +102,7 @@ class Bench:
         self._num_threads = num_threads
         self._pids = {peer.name: peer.pid for peer in (generate, *peers) if isinstance(peer, Apart)}
         self._say = say
+        self._quiet_s = quiet_s  # how long a request waits for a quiet moment
         self._rng = random.Random(seed)
 
     def run(self) -> None:
@@ -307,7 +308,7 @@ class Bench:
 
     def _record(self, key: Key, ask: Ask) -> list[Answer]:
         """A peer that fails leaves a gap in the table; the others go on."""
-        until_quiet()
+        until_quiet(timeout_s=self._quiet_s)
         try:
             with peak_memory(self._setup.device, self._pids.get(key.system)) as peak:
                 answers = ask()

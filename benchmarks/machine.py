@@ -34,7 +34,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def until_quiet(*, window_s: float = 0.1, timeout_s: float = 5.0) -> bool:
+def until_quiet(*, timeout_s: float, window_s: float = 0.1) -> bool:
     """Wait until less than a tenth of the processors' time is used; False where they are still busy at the end.
 
     Servers go on for a second after an answer, and whoever was asked next would pay for it.

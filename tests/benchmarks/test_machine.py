@@ -10,7 +10,7 @@ from benchmarks import machine
 def test_it_is_quiet_once_little_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter([(0, 0), (15, 20), (20, 40), (22, 60), (99, 80)])  # three quarters, a quarter, a tenth
     monkeypatch.setattr(machine, "_processor_time", lambda: next(seen))
-    assert machine.until_quiet(window_s=0)
+    assert machine.until_quiet(timeout_s=60, window_s=0)
     assert next(seen) == (99, 80)
 
 
