@@ -1,7 +1,7 @@
 """The engine thread: the only owner of the model and of every device tensor.
 
-Messages come in through one inbox, events go out through each request's `publish`. Introduces the engine to the
-cache's hand-over; decides nothing about reuse and nothing about HTTP.
+Messages come in through one inbox, events go out through each request's `publish`. Decides nothing about reuse and
+nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from semcache.daemon.cache.admit import PromptKV
+from semcache.daemon.batch import Batch
 from semcache.daemon.drafts import Drafts
-from semcache.daemon.engine.engine import Engine
-from semcache.daemon.engine.sampler import NAN_LOGITS
 from semcache.daemon.handover import PIECE_BYTES, HandOver, Handovers
 from semcache.daemon.inbox import Command, Inbox, Submit
 from semcache.daemon.request import Donor, Request, RequestState
 from semcache.daemon.resident import LoadEngine, Resident
-from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
+from semcache.daemon.scheduler import Scheduler
 from semcache.daemon.served import ModelState, Served
-from semcache.daemon.streams import Streams
-from semcache.errors import EngineError, ModelLoadError, SemcacheError, UnavailableError
+from semcache.errors import ModelLoadError, SemcacheError, UnavailableError
 from semcache.store.tensors import KVSpan
 
 log = logging.getLogger("semcache.engine")
@@ -43,18 +40,17 @@ class EngineLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resident = Resident(load, on_change=on_change, keep_alive_s=keep_alive_s, clock=clock)
-        self._clock = clock
         self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._scheduler = Scheduler(0)
-        self._streams = Streams()
-        self._drafts = Drafts(enabled=drafts)
         self._handovers = Handovers(block_tokens=block_tokens, piece_bytes=piece_bytes)
+        self._batch = Batch(
+            self._resident, self._scheduler, self._handovers, Drafts(enabled=drafts), clock,
+            is_awaited=lambda: self._inbox.num_submits > 0,
+        )  # fmt: skip
         self._piece_bytes = piece_bytes
-        self._num_brought_bytes = 0  # since the last step
         self._is_to_unload = False
         self._has_failed_to_load = False  # and not yet answered everybody who waited for that
-        self.num_failures = 0
 
     # Any thread
 
@@ -83,6 +79,11 @@ class EngineLoop:
         return self._scheduler.num_running
 
     @property
+    def num_failures(self) -> int:
+        """What went wrong and should not have."""
+        return self._batch.num_failures
+
+    @property
     def prefill_ms_per_token(self) -> float | None:
         """Of long prompts lately; None before the first."""
         return self._handovers.prefill_ms_per_token
@@ -109,11 +110,11 @@ class EngineLoop:
 
     def bring(self, request: Request, span: KVSpan | None) -> None:
         """The next part of the KV of a submitted request that is arriving; None when there is no more."""
-        self._inbox.put(Command(lambda: self._bring(request, span)))
+        self._inbox.put(Command(lambda: self._batch.bring(request, span)))
 
     def offer(self, request: Request, donors: Sequence[Donor]) -> None:
         """Further donors for a request under way."""
-        self._inbox.put(Command(lambda: self._offer(request, donors)))
+        self._inbox.put(Command(lambda: self._batch.offer(request, donors)))
 
     def load(self) -> None:
         self._inbox.put(Command(self._load))
@@ -143,36 +144,33 @@ class EngineLoop:
             except Exception as error:
                 # Nothing below should come to this; requests that nobody ends would wait for ever.
                 log.exception("the engine thread starts again")
-                self.num_failures += 1
-                self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"))
+                self._batch.break_off(error)
 
     def _shut_down(self) -> None:
         for submit in self._inbox.close():
             _refuse(submit)
-        self._fail_all(_shutting_down())
+        self._batch.fail_all(_shutting_down())
         while self._handovers.leaving is not None:
-            self._copy_piece()
+            self._batch.copy_piece()
         self._resident.unload()
 
     def _serve(self) -> None:
         while self._take_messages():
-            self._end_cancelled()
+            self._batch.end_cancelled()
             if self._is_to_unload:
                 self._unload()
-            self._step()
-            if self._handovers.leaving is not None:
-                self._copy_piece()
+            self._batch.step()
+            self._batch.copy_piece()
 
     def _take_messages(self) -> bool:
         """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread.
 
         No more than about a piece of the KV that is brought: running streams wait for the copy.
         """
-        has_requests = any(True for _ in self._scheduler)
-        has_work = not self._scheduler.is_idle or self._handovers.leaving is not None
-        block = not has_work and (has_requests or not self._is_to_unload)
-        self._num_brought_bytes = 0
-        while self._num_brought_bytes < self._piece_bytes:
+        has_requests = self._batch.has_requests
+        block = self._batch.is_idle and (has_requests or not self._is_to_unload)
+        num_brought_bytes = self._batch.num_brought_bytes
+        while self._batch.num_brought_bytes - num_brought_bytes < self._piece_bytes:
             timeout_s = self._resident.idle_left_s if block and not has_requests else None
             message = self._inbox.get(block=block, timeout_s=timeout_s)
             if message is None:
@@ -189,21 +187,17 @@ class EngineLoop:
                 message.action()
         return True
 
-    @property
-    def _is_busy(self) -> bool:
-        return any(True for _ in self._scheduler) or self._handovers.leaving is not None
-
     def _take(self, submit: Submit) -> None:
         request = submit.request
-        self._handovers.add(request, submit.hand_over)
-        self._scheduler.add(request)
+        self._batch.add(request, submit.hand_over)
         self._ensure_loaded()
-        if self._engine is None or self.served is None:
+        served = self.served
+        if self._resident.engine is None or served is None:
             error = self.model.error or ModelLoadError("the model is not loaded")
-            self._end(request, RequestState.FAILED, error)
-        elif submit.served is not None and not self.served.is_same_model(submit.served):
-            error = UnavailableError("the model was changed while this was looked up; ask again", retry_after_s=1)
-            self._end(request, RequestState.FAILED, error)
+            self._batch.end(request, RequestState.FAILED, error)
+        elif submit.served is not None and not served.is_same_model(submit.served):
+            changed = UnavailableError("the model was changed while this was looked up; ask again", retry_after_s=1)
+            self._batch.end(request, RequestState.FAILED, changed)
 
     def _load(self) -> None:
         self._is_to_unload = False
@@ -214,186 +208,18 @@ class EngineLoop:
         if self._has_failed_to_load:
             return
         self._resident.load()
-        self._has_failed_to_load = self._engine is None
-        if self._engine is not None:
-            self._scheduler.num_slots = self._engine.num_slots
-
-    @property
-    def _engine(self) -> Engine | None:
-        return self._resident.engine
+        engine = self._resident.engine
+        self._has_failed_to_load = engine is None
+        if engine is not None:
+            self._scheduler.num_slots = engine.num_slots
 
     def _unload_when_idle(self) -> None:
         self._is_to_unload = True
 
     def _unload(self) -> None:
-        if not self._is_busy:
+        if not self._batch.is_busy:
             self._is_to_unload = False
             self._resident.unload()
-
-    def _end_cancelled(self) -> None:
-        for request in [r for r in self._scheduler if r.cancel_requested]:
-            state = RequestState.FAILED if request.cancel_error is not None else RequestState.CANCELLED
-            self._end(request, state, request.cancel_error)
-
-    def _step(self) -> None:
-        """One forward pass. An exception ends every running request and leaves the engine empty, not broken."""
-        try:
-            # One at a time: restoring copies KV, and running streams wait for it as they do for a chunk.
-            if (request := self._scheduler.admit()) is not None:
-                self._alone(self._begin, request)
-            step = self._scheduler.next_step()
-            if isinstance(step, Prefill):
-                self._alone(self._prefill, step.request)
-            elif isinstance(step, Verify):
-                self._alone(self._verify, step.request)
-            elif isinstance(step, Decode):
-                self._decode(step.requests)
-        except Exception as error:
-            log.exception("engine step failed")
-            self.num_failures += 1
-            self._fail_all(EngineError(f"the engine failed: {type(error).__name__}: {error}"), only_running=True)
-
-    def _alone(self, action: Callable[[Request], None], request: Request) -> None:
-        """What the engine refuses about one request, such as logits that are no numbers, ends no other."""
-        try:
-            action(request)
-        except EngineError as error:
-            self._end(request, RequestState.FAILED, error)
-
-    def _begin(self, request: Request) -> None:
-        assert self._engine is not None
-        request.times.prefill_started = self._clock()
-        self._drafts.allow(request)
-        self._engine.begin(request)
-        self._drafts.begin(request, self._engine.info.vocab_size, self._engine.info.eos_token_ids)
-        request.times.restored = self._clock()
-        request.on_slot()
-        self._streams.begin(request, self._engine.tokenizer)
-
-    def _prefill(self, request: Request) -> None:
-        assert self._engine is not None
-        started = self._clock()
-        # Whoever else runs, waits or may come soon is not to wait for more than a chunk.
-        is_alone = self._scheduler.num_running == 1 and not self.num_waiting and not request.gives_way
-        token = self._engine.prefill(request, wide=is_alone)
-        self._handovers.add_prefill(request, (self._clock() - started) * 1e3)
-        if token is not None:
-            self._scheduler.start_decoding(request)
-            if not request.output_tokens:  # else it is out: stored logits gave it before the KV proved unreadable
-                self._accept(request, token)
-            if request.is_arriving and not request.state.is_terminal:
-                self._scheduler.park(request)
-            self._propose(request)
-
-    def _bring(self, request: Request, span: KVSpan | None) -> None:
-        if not request.state.is_terminal:
-            self._alone(lambda request: self._receive(request, span), request)
-
-    def _receive(self, request: Request, span: KVSpan | None) -> None:
-        assert self._engine is not None
-        self._num_brought_bytes += 0 if span is None else span.size_bytes
-        is_there = span is None or self._engine.receive(request, span)
-        if not (is_there and request.is_arriving):  # whoever reads says that it was all when everything is tidied up
-            return
-        is_whole = self._engine.settle(request)
-        if request.state is RequestState.DECODING:
-            self._scheduler.resume(request, is_whole=is_whole)
-            self._propose(request)
-
-    def _decode(self, requests: list[Request]) -> None:
-        assert self._engine is not None
-        for request, token in zip(requests, self._engine.decode(requests), strict=True):
-            if token is None:
-                self._end(request, RequestState.FAILED, EngineError(NAN_LOGITS))
-            else:
-                self._accept(request, token)
-        for request in requests:
-            self._propose(request)
-
-    def _propose(self, request: Request) -> None:
-        """Make the request's next step a verification where its draft has something to offer."""
-        assert self._engine is not None
-        is_alone = self._scheduler.num_running == 1
-        may_compute = request.state is RequestState.DECODING and not request.is_arriving
-        if may_compute and self._drafts.propose(request, self._engine.room(request), is_alone=is_alone):
-            self._scheduler.start_verifying(request)
-
-    def _offer(self, request: Request, donors: Sequence[Donor]) -> None:
-        if self._engine is not None and request.state is RequestState.DECODING:
-            info = self._engine.info
-            self._drafts.offer(request, donors, info.vocab_size, info.eos_token_ids)
-            self._propose(request)
-
-    def _verify(self, request: Request) -> None:
-        assert self._engine is not None
-        proposal = self._drafts.take(request)
-        verified = self._engine.verify(request, proposal)
-        self._drafts.learn(request, proposal, verified.num_accepted, is_tied=verified.is_tied)
-        self._scheduler.start_decoding(request)
-        for i, token in enumerate(verified.tokens):
-            if request.state.is_terminal:
-                return
-            if proposal.source == "donor" and i < verified.num_accepted:
-                request.num_draft_accepted += 1
-            self._accept(request, token)
-        self._propose(request)
-
-    def _accept(self, request: Request, token: int) -> None:
-        """Append one token to the answer, and end the request where that was the last."""
-        assert self._engine is not None
-        request.finish_reason = self._streams.accept(request, token, self._engine.info)
-        if request.finish_reason is not None:
-            self._end(request, RequestState.FINISHED)
-
-    def _end(self, request: Request, state: RequestState, error: SemcacheError | None = None) -> None:
-        """Tell the client first; copying KV for the cache comes after, so it costs the client nothing."""
-        self._scheduler.remove(request)
-        self._streams.forget(request)
-        self._drafts.forget(request)
-        request.settle_draft()
-        request.end(state, error)
-        engine = self._engine
-        if state is not RequestState.FAILED and engine is not None and self._handovers.leave(request, engine):
-            self._scheduler.keep_slot(request)
-        else:
-            self._let_go(request, None)
-
-    def _copy_piece(self) -> None:
-        """A piece of what an ended request leaves; once all of it is there its slot is free."""
-        request = self._handovers.leaving
-        assert request is not None
-        assert self._engine is not None
-        try:
-            kv = self._handovers.copy_piece(self._engine)
-        except Exception:
-            # The answer is out; without its KV the next request computes again.
-            log.exception("the KV of request %s is not kept", request.id)
-            self.num_failures += 1
-            self._let_go(request, None)
-        else:
-            if kv is not None:
-                self._let_go(request, kv)
-
-    def _let_go(self, request: Request, kv: PromptKV | None) -> None:
-        """The last of a request on this thread; who waits for it hears of it, whatever becomes of the slot."""
-        self._scheduler.free_slot(request)
-        try:
-            if self._engine is not None:
-                self._engine.release(request)
-        except Exception:
-            log.exception("the slot of request %s could not be cleared", request.id)
-            self.num_failures += 1
-        self._resident.used()
-        self._handovers.finish(request, kv)
-
-    def _fail_all(self, error: SemcacheError, *, only_running: bool = False) -> None:
-        """One after the other: what goes wrong with the end of one must not keep the others waiting."""
-        for request in list(self._scheduler):
-            if not only_running or request.slot is not None or request.state is not RequestState.WAITING:
-                try:
-                    self._end(request, RequestState.FAILED, error)
-                except Exception:
-                    log.exception("request %s did not end well", request.id)
 
 
 def _shutting_down() -> SemcacheError:

@@ -403,7 +403,7 @@ def test_cancel_during_a_verification_leaves_no_trace(make_arm: Callable[..., Ar
     assert len(cancelled.request.output_tokens) <= 21
     cancelled.kv()  # comes behind the release of the slot
     assert arm.engine.num_free_slots == arm.engine.num_slots
-    assert not arm.loop._drafts.num_live
+    assert not arm.loop._batch._drafts.num_live
     again = arm.ask(prompt, donor=donor_of(expected.output_tokens))
     assert again.output_tokens == expected.output_tokens
 
