@@ -260,9 +260,9 @@ class Ours:
             match = self._lookup.find_answer(request, self._granted, self._model)
             assert match.answer is None, "a stored answer would be replayed, and nothing be measured"
             self._lookup.find_prefix(request, self._granted, self._model, match, may_arrive_late=stored_logits)
-            request.restored, request.num_restored = match.spans, match.num_restored
-            request.prompt_logits = match.prompt_logits if stored_logits else None
-            request.is_arriving = match.arriving is not None
+            match.give_kv(request)
+            if not stored_logits:
+                request.prompt_logits = None
             request.match(match.receipt)
             request.state = RequestState.WAITING
             self._loop.submit(request, lambda done, kv: self._handed_over(pending, match, kv), self._loop.served)

@@ -100,9 +100,7 @@ class PrefillAhead:
             prompt_tokens=turn.tokens[:stop], sampling=Sampling(max_tokens=1),
             options=CacheOptions(mode=CacheMode.PREFIX), publish=lambda _event: None,
         )  # fmt: skip
-        match = self._lookup.find(request, turn.access, model, preview=True)
-        request.restored, request.num_restored = match.spans, match.num_restored
-        request.prompt_logits = match.prompt_logits
+        self._lookup.find(request, turn.access, model, preview=True).give_kv(request)
         return request
 
     def _num_stored(self, turn: Turn, model: ModelKey) -> int:

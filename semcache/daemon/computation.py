@@ -73,8 +73,7 @@ class Computations:
     async def run(self, request: Request, match: Match, terms: Terms, flight: Flight | None) -> None:
         """Until the request ended and everything is written. BusyError, before any KV is read: too many wait."""
         hold = await self._load(request, match, terms)
-        request.restored, request.num_restored = match.spans, match.num_restored
-        request.prompt_logits, request.is_arriving = match.prompt_logits, match.arriving is not None
+        match.give_kv(request)
         needs = {"slot", "reads"} if request.is_arriving else {"slot"}
         self._give_donors(request, match, terms)
         stores = wants_storing(request) and bool(terms.granted.write)

@@ -6,7 +6,7 @@ The KV of a long prompt takes longer to copy than running streams may wait, so i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,9 +30,10 @@ class _Leaving:
     request: Request
     logits: torch.Tensor
     ms_per_token: float
-    spans: list[KVSpan]  # those it was begun with, then the pieces
-    num_copied: int  # tokens that these cover
-    num_tokens: int  # that all of them will cover
+    first_token: int  # of those that are copied: what lies before is stored
+    num_copied: int  # where the next piece begins
+    num_tokens: int  # where the last one ends
+    spans: list[KVSpan] = field(default_factory=list)
 
 
 class Handovers:
@@ -69,9 +70,8 @@ class Handovers:
         if request.is_arriving:
             return False  # ended before its KV, which the store has, was read
         ms_per_token = self._learn_speed(request, request.num_prompt_tokens - request.num_restored)
-        self._leaving[request.id] = _Leaving(
-            request, logits, ms_per_token, list(request.restored), request.num_restored, engine.num_reusable(request)
-        )
+        first = request.num_stored // self._block_tokens * self._block_tokens
+        self._leaving[request.id] = _Leaving(request, logits, ms_per_token, first, first, engine.num_reusable(request))
         return True
 
     def copy_piece(self, engine: Engine) -> PromptKV | None:
@@ -81,14 +81,12 @@ class Handovers:
         """
         leaving, size = next(iter(self._leaving.values())), self._block_tokens
         for _ in range(max(1, self._piece_bytes // (size * engine.info.kv_bytes_per_token))):
-            if leaving.num_copied == leaving.num_tokens:
-                break
             stop = min(leaving.num_tokens, (leaving.num_copied // size + 1) * size)
             leaving.spans.append(engine.kv(leaving.request, leaving.num_copied, stop))
             leaving.num_copied = stop
-        if leaving.num_copied < leaving.num_tokens:
-            return None
-        return PromptKV(leaving.spans, leaving.logits, leaving.ms_per_token)
+            if stop == leaving.num_tokens:
+                return PromptKV(leaving.spans, leaving.logits, leaving.ms_per_token, leaving.first_token)
+        return None
 
     def finish(self, request: Request, kv: PromptKV | None) -> None:
         """Hand it over; the request is forgotten."""

@@ -213,9 +213,11 @@ class Request:
     finish_reason: str | None = None
     error: SemcacheError | None = None
 
-    # Set by the look-up, read by the engine: host tensors that together cover prompt tokens [0, num_restored).
+    # Set by the look-up: host tensors that together cover prompt tokens [0, num_restored). The engine lets go of them
+    # once they lie in its slot.
     restored: list[KVSpan] = field(default_factory=list)
     num_restored: int = 0
+    num_stored: int = 0  # leading prompt tokens whose KV is in every scope that is written; at most those restored
     # Logits of the last prompt position, restored from a full-prompt record or computed by prefill; [vocab], float32.
     prompt_logits: object | None = None
     # More of `restored` is still being read: until then it covers less. The first token needs none of it.
@@ -241,6 +243,7 @@ class Request:
     # Engine state.
     slot: int | None = None
     num_computed: int = 0  # tokens whose KV lies in the slot
+    num_arrived: int = 0  # tokens whose KV came while it `is_arriving`
     noise_seed: int = 0
     cancel_requested: bool = False
     cancel_error: SemcacheError | None = None  # why, where it is not simply the client's wish
@@ -286,6 +289,7 @@ class Request:
     def lose_restored(self, num_restored: int) -> None:
         """Of what was to be restored only so much could be read; the receipt says what is really reused."""
         self.num_restored, self.prompt_logits = num_restored, None
+        self.num_stored = min(self.num_stored, num_restored)
         if self.receipt is None:
             return
         self.receipt = replace(self.receipt, prefix_tokens=num_restored)

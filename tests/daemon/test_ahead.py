@@ -91,8 +91,7 @@ class Talk:
 
     def find(self, request: Request, strategy: str = "per_user") -> Match:
         match = self.lookup.find(request, granted(strategy), self.model)
-        request.restored, request.num_restored = match.spans, match.num_restored
-        request.prompt_logits = match.prompt_logits
+        match.give_kv(request)
         return match
 
     async def computed(self, request: Request) -> PromptKV:
@@ -162,6 +161,7 @@ async def test_the_next_turn_restores_prompt_and_answer_bit_for_bit(
     assert match.num_restored >= first.num_prompt_tokens + len(first.output_tokens) - CHUNK_TOKENS
     assert match.num_restored > first.num_prompt_tokens
     cold = talk.request(*going_on(first, "and snow?"))
+    warm.num_stored = 0  # so that all of its KV is handed over
     warm_kv, cold_kv = await talk.computed(warm), await talk.computed(cold)
     assert torch.equal(warm_kv.logits, cold_kv.logits)
     assert warm.output_tokens == cold.output_tokens

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +18,7 @@ from semcache.daemon.cache.admit import PromptKV, cut
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.loop import EngineLoop
-from semcache.daemon.request import CacheMode, CacheOptions, Message, Request, RequestState, Sampling
+from semcache.daemon.request import CacheMode, CacheOptions, Message, Request, RequestState, Sampling, Token
 from tests.daemon.engine.conftest import CHUNK_TOKENS, load, random_prompt, save_model
 
 TIMEOUT_S = 60
@@ -35,12 +37,16 @@ class Arm:
         self.loop = EngineLoop(lambda _progress: self.engine, drafts=False, block_tokens=block_tokens)
         self.loop.start()
 
-    def ask(self, prompt: list[int], *, cancel_at: int = 0, **fields: Any) -> tuple[Request, PromptKV | None]:
+    def ask(
+        self, prompt: list[int], *, cancel_at: int = 0, on_token: Callable[[], object] = lambda: None, **fields: Any
+    ) -> tuple[Request, PromptKV | None]:
         """A request that was run to its end, and what it left."""
         handed: queue.SimpleQueue[PromptKV | None] = queue.SimpleQueue()
         options, sampling = fields.pop("options", CacheOptions()), fields.pop("sampling", Sampling(max_tokens=12))
 
-        def publish(_event: object) -> None:
+        def publish(event: object) -> None:
+            if isinstance(event, Token):
+                on_token()
             if cancel_at and len(request.output_tokens) == cancel_at:
                 request.cancel_requested = True
 
@@ -48,6 +54,7 @@ class Arm:
             id=f"r{id(handed)}", user="os:1", model="m", messages=(Message("user", "?"),), prompt_tokens=prompt,
             sampling=sampling, options=options, publish=publish, **fields,
         )  # fmt: skip
+        fields.clear()  # what was restored belongs to the request alone
         self.loop.submit(request, lambda _request, kv: handed.put(kv), self.loop.served)
         return request, handed.get(timeout=TIMEOUT_S)
 
@@ -129,18 +136,64 @@ def test_what_was_restored_is_handed_over_with_the_rest(make_arm: MakeArm) -> No
 
 
 @pytest.mark.parametrize("exactness", ["bitwise", "rounding"])
+def test_what_is_stored_already_is_not_copied_again(make_arm: MakeArm, exactness: Exactness) -> None:
+    size = CHUNK_TOKENS // 2
+    arm = make_arm(exactness, block_tokens=size)
+    _, cold = arm.ask(PROMPT)
+    assert cold is not None
+    logits = cold.logits.clone()
+    cuts = {CHUNK_TOKENS: CHUNK_TOKENS, 2 * CHUNK_TOKENS: 2 * CHUNK_TOKENS, len(PROMPT): 2 * CHUNK_TOKENS}
+    if exactness == "rounding":
+        cuts[size + 3] = size  # the block that was cut is another one now, and all of it is needed
+    for num_stored, first in cuts.items():
+        known = {"restored": [cut(cold.spans, 0, num_stored)], "num_restored": num_stored, "num_stored": num_stored}
+        warm, kv = arm.ask(PROMPT, **known, prompt_logits=logits.clone() if num_stored == len(PROMPT) else None)
+        assert kv is not None
+        num_covered = len(PROMPT) + (len(warm.output_tokens) - 1 if exactness == "rounding" else 0)
+        assert (kv.first_token, kv.num_tokens) == (first, num_covered)
+        for at in range(first, len(PROMPT)):
+            assert torch.equal(kv.part(at, at + 1).keys, cold.part(at, at + 1).keys) or exactness == "rounding"
+    whole = random_prompt(random.Random(3), 2 * CHUNK_TOKENS)
+    _, cold = arm.ask(whole, sampling=Sampling(max_tokens=1))
+    assert cold is not None
+    known = {"restored": list(cold.spans), "num_restored": len(whole), "num_stored": len(whole)}
+    _, kv = arm.ask(whole, **known, prompt_logits=cold.logits.clone(), sampling=Sampling(max_tokens=1))
+    assert kv is not None
+    assert (kv.first_token, kv.num_tokens) == (len(whole), len(whole))
+    assert kv.part(len(whole), len(whole)).num_tokens == 0, "a record of it could be made all the same"
+
+
+@pytest.mark.parametrize("has_logits", [False, True])
+def test_restored_kv_is_let_go_once_it_lies_in_the_slot(make_arm: MakeArm, has_logits: bool) -> None:
+    arm = make_arm("bitwise")
+    _, cold = arm.ask(PROMPT)
+    assert cold is not None
+    logits = cold.logits.clone() if has_logits else None
+    num_restored = len(PROMPT) if has_logits else CHUNK_TOKENS
+    spans = [cut(cold.spans, 0, num_restored)]
+    left, seen = weakref.ref(spans[0]), []
+    arm.ask(
+        PROMPT, restored=[spans.pop()], num_restored=num_restored, prompt_logits=logits,
+        on_token=lambda: seen.append(left() is None),
+    )  # fmt: skip
+    # Stored logits give the first token before anything is copied.
+    assert len(seen) > 2
+    assert all(seen[1:])
+
+
+@pytest.mark.parametrize("exactness", ["bitwise", "rounding"])
 def test_every_block_is_a_span_that_keeps_nothing_else_in_memory(make_arm: MakeArm, exactness: Exactness) -> None:
     size = CHUNK_TOKENS // 2
     arm = make_arm(exactness, block_tokens=size)
     _, cold = arm.ask(PROMPT)
     assert cold is not None
-    _, warm = arm.ask(PROMPT, restored=[cut(cold.spans, 0, CHUNK_TOKENS)], num_restored=CHUNK_TOKENS)
+    known = {"restored": [cut(cold.spans, 0, CHUNK_TOKENS)], "num_restored": CHUNK_TOKENS, "num_stored": CHUNK_TOKENS}
+    _, warm = arm.ask(PROMPT, **known)
     assert warm is not None
-    for kv, num_restored in ((cold, 0), (warm, CHUNK_TOKENS)):
-        fresh = kv.spans[1:] if num_restored else kv.spans
-        ends = [num_restored + sum(span.num_tokens for span in fresh[: i + 1]) for i in range(len(fresh))]
-        assert ends == [*range(num_restored + size, num_tokens(kv), size), num_tokens(kv)]
-        for span in fresh:
+    for kv in (cold, warm):
+        ends = list(itertools.accumulate((span.num_tokens for span in kv.spans), initial=kv.first_token))[1:]
+        assert ends == [*range(kv.first_token + size, kv.num_tokens, size), kv.num_tokens]
+        for span in kv.spans:
             assert span.keys.untyped_storage().nbytes() == span.keys.nbytes
 
 

@@ -21,14 +21,25 @@ from semcache.store.tensors import KVSpan, TailRecord
 
 @dataclass(frozen=True)
 class PromptKV:
-    """KV of one request on the host: spans that together cover every prompt token, and the prompt's last logits.
+    """KV of one request on the host: spans that together cover its prompt from `first_token` on, and its last logits.
 
-    Where decode-computed KV may be reused they go on through the answer, as far as it was computed.
+    What lies before was restored from where it would be stored. Where decode-computed KV may be reused the spans go on
+    through the answer, as far as it was computed.
     """
 
     spans: Sequence[KVSpan]
     logits: torch.Tensor  # [vocab], float32
     prefill_ms_per_token: float
+    first_token: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Where the spans end."""
+        return self.first_token + sum(span.num_tokens for span in self.spans)
+
+    def part(self, start: int, stop: int) -> KVSpan:
+        """Tokens [start, stop), none before `first_token`."""
+        return cut(self.spans, start - self.first_token, stop - self.first_token)
 
 
 class Admission:
@@ -50,23 +61,27 @@ class Admission:
 
         True when all is in place.
         """
+        are_complete = [self._store_kv(request, scope, model, kv, tail=tail) for scope in access.write]
+        return all(are_complete)
+
+    def _store_kv(self, request: Request, scope: Scope, model: ModelKey, kv: PromptKV, *, tail: bool) -> bool:
+        owner = Owner(scope=scope.name, user=request.user, model=model.folder_id, fingerprint=model.fingerprint)
+        keys = PromptKeys.of(scope, model, request.prompt_tokens)
+        blocks = keys.blocks
+        if (num_answered := kv.num_tokens - request.num_prompt_tokens) > 0:
+            answered = [*request.prompt_tokens, *request.output_tokens[:num_answered]]
+            blocks = _with_the_rest(PromptKeys.of(scope, model, answered))
+        missing = self._store.missing([*blocks, keys.tail] if tail else blocks)
+        if any(key.first_token < kv.first_token for key in missing):
+            return False  # dropped since it was restored: what lies behind would not be found, and is computed again
         complete = True
-        num_answered = max(0, sum(span.num_tokens for span in kv.spans) - request.num_prompt_tokens)
-        for scope in access.write:
-            owner = Owner(scope=scope.name, user=request.user, model=model.folder_id, fingerprint=model.fingerprint)
-            keys = PromptKeys.of(scope, model, request.prompt_tokens)
-            blocks = keys.blocks
-            if num_answered:
-                answered = [*request.prompt_tokens, *request.output_tokens[:num_answered]]
-                blocks = _with_the_rest(PromptKeys.of(scope, model, answered))
-            for key in self._store.missing(blocks):
-                span = cut(kv.spans, key.first_token, key.first_token + len(key.token_ids))
-                cost_ms = kv.prefill_ms_per_token * span.num_tokens
+        for key in missing:
+            span = kv.part(key.first_token, key.first_token + len(key.token_ids))
+            cost_ms = kv.prefill_ms_per_token * max(1, span.num_tokens)
+            if key.kind == "tail":
+                complete &= self._store.put_tail(key, TailRecord(span, kv.logits), owner, compute_ms=cost_ms)
+            else:
                 complete &= self._store.put_block(key, span, owner, compute_ms=cost_ms)
-            if tail and self._store.missing([keys.tail]):
-                span = cut(kv.spans, keys.tail.first_token, request.num_prompt_tokens)
-                cost_ms = kv.prefill_ms_per_token * max(1, span.num_tokens)
-                complete &= self._store.put_tail(keys.tail, TailRecord(span, kv.logits), owner, compute_ms=cost_ms)
         return complete
 
     def entry_of(self, request: Request, identity: Identity, model: ModelKey, scope: Scope, vector: Vector | None,

@@ -88,11 +88,18 @@ class Match:
     vector: Vector | None = None
     spans: list[KVSpan] = field(default_factory=list)
     num_restored: int = 0
+    num_stored: int = 0  # of those, in every scope that the request writes
     prompt_logits: object | None = None
     # What is to cover the prompt instead of `spans`: read as it is asked for, and short where it turns out damaged.
     arriving: Generator[KVSpan, None, None] | None = None
     embed_ms: float | None = None
     lookup_ms: float = 0.0
+
+    def give_kv(self, request: Request) -> None:
+        """Let the request, and nobody else, have what was found of its KV."""
+        request.restored, self.spans = self.spans, []
+        request.num_restored, request.num_stored = self.num_restored, self.num_stored
+        request.prompt_logits, request.is_arriving = self.prompt_logits, self.arriving is not None
 
 
 class Lookup:
@@ -145,6 +152,7 @@ class Lookup:
         started = time.perf_counter()
         if self.may_read(request, access):
             self._find_prefix(request, access, model, match, may_arrive_late=may_arrive_late)
+            match.num_stored = self._num_stored(request, access, model, match)
         match.lookup_ms += (time.perf_counter() - started) * 1e3
 
     def openings(self, tokens: Sequence[int], access: Access, model: ModelKey) -> list[Donor]:
@@ -266,6 +274,16 @@ class Lookup:
     ) -> None:
         match.spans, match.num_restored, match.prompt_logits = spans, num_restored, logits
         match.receipt = replace(match.receipt, outcome=Outcome.PREFIX, scope=scope.kind, prefix_tokens=num_restored)
+
+    def _num_stored(self, request: Request, access: Access, model: ModelKey, match: Match) -> int:
+        """All that is restored, or nothing where another scope that is written lacks any of it."""
+        for scope in access.write:
+            if match.num_restored and scope.kind != match.receipt.scope:
+                keys = PromptKeys.of(scope, model, request.prompt_tokens)
+                record = [keys.tail] if match.num_restored == keys.num_tokens else []
+                if self.store.missing([*keys.blocks[: match.num_restored // model.block_tokens], *record]):
+                    return 0
+        return match.num_restored
 
     def _has_more(self, keys: PromptKeys, model: ModelKey, num_restored: int) -> bool:
         """Whether a scope covers more than another one did; looks at rows and reads one block at most."""

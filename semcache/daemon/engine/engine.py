@@ -71,7 +71,8 @@ class Engine:
         request.donor = usable(request.donor, self.info.vocab_size, self.info.eos_token_ids)
         request.slot = self._pool.acquire()
         request.num_computed = request.num_restored
-        self._to_restore[request.slot] = list(request.restored)  # what arrives later is copied as it comes
+        # What arrives later is copied as it comes.
+        self._to_restore[request.slot], request.restored = request.restored, []
         if request.num_restored == request.num_prompt_tokens:
             if request.prompt_logits is not None:
                 return
@@ -84,24 +85,26 @@ class Engine:
 
     def receive(self, request: Request, span: KVSpan) -> bool:
         """Take the next part of what is to be restored, into its slot where it has one; whether this was the last."""
-        start = sum(part.num_tokens for part in request.restored)
+        start = request.num_arrived
         if start + span.num_tokens > request.num_prompt_tokens:
             raise EngineError(f"more than the {request.num_prompt_tokens} tokens of the prompt were restored")
         self._pool.check(span)
-        request.restored.append(span)
-        if request.slot is not None:
+        request.num_arrived += span.num_tokens
+        if request.slot is None:
+            request.restored.append(span)
+        else:
             self._copy(request, [span], start)
-        return start + span.num_tokens == request.num_prompt_tokens
+        return request.num_arrived == request.num_prompt_tokens
 
     def settle(self, request: Request) -> bool:
         """Nothing more arrives. False where that is not the whole prompt: what is behind the last cut is computed."""
         request.is_arriving = False
-        num_arrived = sum(span.num_tokens for span in request.restored)
-        if num_arrived == request.num_prompt_tokens:
+        if request.num_arrived == request.num_prompt_tokens:
             return True
-        request.lose_restored(self.cuts.last(num_arrived))
-        request.restored = leading(request.restored, request.num_restored)
-        if request.slot is not None:
+        request.lose_restored(self.cuts.last(request.num_arrived))
+        if request.slot is None:
+            request.restored = leading(request.restored, request.num_restored)
+        else:
             self._restore(request)
             request.num_computed = request.num_restored
         return False
