@@ -108,6 +108,34 @@ def test_a_hit_marked_wrong_is_not_served_again(serving: RunningDaemon) -> None:
     assert serving.ask("Who wrote Dracula?", user="marks")["cache"]["outcome"] == "exact", "its own words stay right"
 
 
+def test_a_request_that_wants_nothing_stored_leaves_no_text(make_daemon: Callable[..., RunningDaemon]) -> None:
+    daemon = make_daemon(semantic__policy="threshold", semantic__threshold=0.9)
+    no_store = {"headers": {"Cache-Control": "no-store"}, "explain": True}
+    daemon.ask("What is the capital of Australia?")
+    hit = daemon.ask("What is the capital city of Australia?", **no_store)
+    computed = daemon.ask("What is the capital of Australia, PLANTED-7391?", **no_store)
+    assert hit["cache"]["outcome"] == "semantic"
+    assert computed["cache"]["outcome"] not in ("exact", "semantic")
+    assert computed["explain"][0]["prompt"] == "What is the capital of Australia?"
+    with daemon.http() as client:
+        for verdict in ("wrong", "right"):
+            reply = client.post("/v1/semcache/feedback", json={"id": hit["id"], "verdict": verdict})
+            assert (reply.status_code, "no-store" in reply.text) == (400, True)
+    assert [row["prompt"] for row in daemon.get("/v1/semcache/requests")["requests"]][:2] == [
+        computed["prompt"], hit["prompt"],
+    ]  # fmt: skip
+    daemon.stop()
+    for text in ("capital of Australia", "capital city of", "PLANTED-7391"):
+        found = [path.name for path in daemon.home.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+        assert found == (["semcache.db"] if text == "capital of Australia" else []), text
+    daemon.start()
+    told = {row["id"]: row for row in daemon.get("/v1/semcache/requests")["requests"]}
+    assert {(told[asked["id"]]["prompt"], told[asked["id"]]["answer"]) for asked in (hit, computed)} == {("", "")}
+    total = daemon.get("/v1/semcache/stats")["total"]
+    assert (total["requests"], total["outcomes"]["semantic"]) == (3, 1)
+    daemon.stop()
+
+
 def test_explanations_leave_no_trace(serving: RunningDaemon) -> None:
     serving.ask("What is the capital of Norway?", user="explains")
     before = serving.get("/v1/semcache/stats")["total"]["requests"]

@@ -44,7 +44,9 @@ def ask(
     ] = None,
     cache: Annotated[CacheMode | None, typer.Option(help="Which reuse is allowed.", rich_help_panel=CACHE)] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Compute anew and store.", rich_help_panel=CACHE)] = False,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Store nothing.", rich_help_panel=CACHE)] = False,
+    no_store: Annotated[
+        bool, typer.Option("--no-store", help="Write nothing of its text to disk.", rich_help_panel=CACHE)
+    ] = False,
     cached_only: Annotated[
         bool, typer.Option("--cached-only", help="A stored answer or exit 5.", rich_help_panel=CACHE)
     ] = False,

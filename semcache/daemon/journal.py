@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from typing import Any, cast
 
 from semcache import wire
-from semcache.daemon.receipts import ask_receipt
+from semcache.daemon.receipts import ask_receipt, kept_receipt
 from semcache.daemon.request import Outcome, Receipt, Request
 from semcache.store.store import Store
 from semcache.store.usage import UsageRecord
@@ -88,7 +88,7 @@ class Journal:
     def record(self, request: Request, saved_ms: float) -> None:
         """Account a finished request; on a pool thread."""
         receipt = request.receipt or Receipt(Outcome.MISS, "ended_early", request.options.strategy)
-        body = ask_receipt(request)
+        body = kept_receipt(request)
         times = request.times
         total_ms = (times.ended - times.submitted) * 1e3 if times.ended is not None else None
         if request.error is None and total_ms is not None:
@@ -105,7 +105,7 @@ class Journal:
                 outcome=receipt.outcome.value if request.error is None else None, reason=receipt.reason,
                 strategy=receipt.strategy, scope=receipt.scope,
                 state=request.state.value, error=request.error.code if request.error is not None else None,
-                prompt=request.last_user_message, answer=request.answer, receipt=dict(body),
+                prompt=body["prompt"], answer=body["answer"], receipt=dict(body),
                 prompt_tokens=request.num_prompt_tokens, cached_tokens=request.num_cached_tokens,
                 completion_tokens=len(request.output_tokens), drafted_tokens=receipt.draft_tokens,
                 accepted_tokens=receipt.draft_accepted, saved_ms=saved_ms,

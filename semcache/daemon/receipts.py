@@ -129,3 +129,16 @@ def ask_receipt(request: Request) -> wire.AskReceipt:
         served = receipt.entry_id if receipt.outcome is Outcome.SEMANTIC else None
         body["explain"] = [candidate_row(item, served=item.candidate.entry_id == served) for item in request.considered]
     return body
+
+
+def kept_receipt(request: Request) -> wire.AskReceipt:
+    """The receipt for the history: without candidates, whose text outlives neither its entry nor its user.
+
+    Of a request that wants nothing stored it holds no text at all: an exact hit's `matched_prompt` is its own prompt.
+    """
+    body = ask_receipt(request)
+    body.pop("explain", None)
+    if request.options.no_store:
+        body["prompt"] = body["answer"] = ""
+        body["cache"]["matched_prompt"] = None
+    return body

@@ -191,6 +191,12 @@ class Trust:
         receipt = request.receipt if request is not None and principal_of(request.user) == caller else None
         if request is None or receipt is None:
             raise NotFoundError(f"no semantic hit is known of request {request_id!r}", param="id")
+        if request.options.no_store and (receipt.outcome is Outcome.SEMANTIC or receipt.reason == "alias"):
+            raise UsageError(
+                f"request {request_id!r} was asked with no-store, so nothing about its wording can be kept; "
+                f"`semcache cache rm {receipt.entry_id}` removes the answer that served it",
+                param="id",
+            )
         if receipt.reason == "alias" and receipt.entry_id is not None and verdict == "wrong":
             self._lessons.unaliased(request, receipt.entry_id)
             return {"request": request_id, "entry": receipt.entry_id, "verdict": verdict, "removed": False,

@@ -1,4 +1,4 @@
-"""What is shown of past requests: each principal's own, from memory and from the store, whatever is damaged."""
+"""What is kept and shown of past requests: each principal's own, of memory and store, whatever is damaged."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from semcache.daemon.cache.policy import Candidate, Considered
+from semcache.daemon.cache.strategy import access
 from semcache.daemon.journal import Journal
-from semcache.daemon.request import Request, RequestState
+from semcache.daemon.request import Outcome, Receipt, Request, RequestState
+from semcache.store.entries import Entry
 from semcache.store.store import Store, StoreLimits
-from tests.daemon.cache.words import asked
+from tests.daemon.cache.words import Cache, asked
 
 
 @pytest.fixture
@@ -61,3 +64,62 @@ async def test_a_damaged_row_is_left_out(store: Store, pool: ThreadPoolExecutor,
     with store._db.transaction() as connection:
         connection.execute("UPDATE requests SET receipt = ? WHERE id = 'r1'", (damage,))
     assert await recent(Journal(store), pool, 9) == ["r2", "r0"]
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def told_of(entry: Entry, outcome: Outcome, reason: str, entry_id: str | None) -> Receipt:
+    return Receipt(outcome, reason, "global_only", scope="global", entry_id=entry_id, matched_prompt=entry.prompt)
+
+
+def test_forgetting_a_user_leaves_nothing_in_what_others_were_told(store: Store, tmp_path: Path) -> None:
+    secret = "PLANTED-SECRET-7391"
+    granted = access("global_only", user="os:1/ann", allow_global="own")
+    entry = Cache(store).answer(asked(secret, user="os:1/ann"), f"answer to {secret}", granted=granted)
+    candidate = Candidate(entry.id, entry.scope, entry.prompt, entry.answer, 0.9)
+    journal = Journal(store)
+    for receipt in (
+        told_of(entry, Outcome.SEMANTIC, "similar", entry.id), told_of(entry, Outcome.DRAFT, "no_candidate", entry.id),
+        told_of(entry, Outcome.EXACT, "in_flight", None),
+    ):  # fmt: skip
+        request = asked("what is rain", user="os:1/ben")
+        request.id, request.explains = f"req_{receipt.reason}", True
+        request.considered = (Considered(candidate, "similar"),)
+        request.match(receipt)
+        journal.opened(request)
+        request.end(RequestState.FINISHED)
+        journal.record(request, 0.0)
+    assert len(files_with(tmp_path, secret)) > 0
+    store.forget_user("os:1/ann")
+    kept = store.recent_requests(principal="os:1/ben")
+    assert len(kept) == 3
+    assert [row.receipt["cache"]["matched_prompt"] for row in kept] == [None] * 3
+    store.close()
+    assert files_with(tmp_path, secret) == []
+
+
+def test_of_a_request_that_wants_nothing_stored_history_has_numbers_only(store: Store, tmp_path: Path) -> None:
+    secret = "PLANTED-SECRET-7391"
+    journal = Journal(store)
+    request = asked(secret, options={"no_store": True})
+    request.explains = True
+    request.considered = (Considered(Candidate("e_1", "user:os:1", "another", secret, 0.9), "similar"),)
+    request.match(Receipt(Outcome.EXACT, "identical", "per_user", scope="user", entry_id="e_1", matched_prompt=secret))
+    journal.opened(request)
+    request.emit([1, 2, 3], secret)
+    request.end(RequestState.FINISHED)
+    journal.record(request, 5.0)
+    (row,) = store.recent_requests()
+    assert (row.prompt, row.answer, row.outcome, row.state) == ("", "", "exact", "finished")
+    assert (row.receipt["prompt"], row.receipt["answer"], row.receipt["cache"]["matched_prompt"]) == ("", "", None)
+    assert row.receipt["usage"]["completion_tokens"] == 3
+    assert row.receipt["timing_ms"]["total"] is not None
+    total = store.usage().total
+    assert (total.requests, total.exact, total.completion_tokens) == (1, 1, 3)
+    shown = journal.request(request.id)
+    assert shown is not None
+    assert shown.last_user_message == secret, "its own user still sees it"
+    store.close()
+    assert files_with(tmp_path, secret) == []

@@ -118,6 +118,36 @@ def test_an_identical_hit_marked_wrong_removes_the_answer(store: Store) -> None:
     assert store.get_entry(entry.id) is None
 
 
+NO_STORE = {"options": {"no_store": True}}
+
+
+@pytest.mark.parametrize("is_verified", [False, True])
+@pytest.mark.parametrize("verdict", ["wrong", "right"])
+def test_another_wording_that_is_not_to_be_stored_cannot_be_marked(
+    store: Store, is_verified: bool, verdict: str
+) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    if is_verified:
+        desk.school.audit(*desk.school.hit("so what is rain"), "water")
+    hit = desk.replayed("so what is rain", **NO_STORE)
+    with pytest.raises(UsageError, match=f"no-store.*cache rm {entry.id}"):
+        desk.trust.feedback("os:1", hit.id, verdict)
+    assert store.get_entry(entry.id) is not None
+    assert len(store.aliases.of(entry.id)) == is_verified
+    assert store.evidence.load_evidence(entry.scope).negatives == frozenset()
+    with pytest.raises(NotFoundError):  # after a restart nothing is known of it
+        Desk(store).trust.feedback("os:1", hit.id, verdict)
+
+
+def test_a_stored_answer_can_be_marked_wrong_by_a_request_that_is_not_stored(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    hit = desk.replayed("what is rain", **NO_STORE)
+    assert desk.trust.feedback("os:1", hit.id, "wrong")["removed"] is True
+    assert store.get_entry(entry.id) is None
+
+
 def test_a_computed_request_has_no_hit_to_mark(store: Store) -> None:
     desk = Desk(store)
     request, match = desk.school.ask("what is rain")

@@ -1,6 +1,7 @@
 """What answers teach about the policy: decisions are recorded, compared with what the model itself says, and labelled.
 
-Knows no engine: somebody else computes, this file compares. On pool threads.
+A request that wants nothing stored teaches nothing. Knows no engine: somebody else computes, this file compares. On
+pool threads.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Lessons:
     def served(self, request: Request, match: Match) -> None:
         """Record a semantic hit and whether it is to be audited."""
         verdict = match.verdict
-        if match.receipt.outcome is not Outcome.SEMANTIC or verdict is None or verdict.candidate is None:
+        if request.options.no_store or match.receipt.outcome is not Outcome.SEMANTIC:
+            return
+        if verdict is None or verdict.candidate is None:
             return
         chosen = next(item for item in verdict.considered if item.candidate == verdict.candidate)
         wanted = verdict.audit or (self._policy is None and self._samples(chosen.candidate.scope))
@@ -80,7 +83,7 @@ class Lessons:
         """Compare the model's own answer with those of the candidates that were not served."""
         verdict = match.verdict
         is_whole = request.state is RequestState.FINISHED and request.finish_reason == "stop"
-        if verdict is None or not is_whole or not request.sampling.is_repeatable:
+        if request.options.no_store or verdict is None or not is_whole or not request.sampling.is_repeatable:
             return
         near = [item for item in verdict.considered if item.chosen or item.candidate.score >= MIN_RECORDED_SCORE]
         near = sorted(near, key=lambda item: not item.chosen)[:MAX_RECORDED]  # the chosen one is recorded first

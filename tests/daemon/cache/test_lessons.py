@@ -188,6 +188,23 @@ def test_chance_teaches_nothing(store: Store, reuse_sampled: bool) -> None:
     assert school.labels() == 0
 
 
+@pytest.mark.parametrize("text", ["water", "fire", "it is made of water"])
+def test_a_request_that_wants_nothing_stored_teaches_nothing(store: Store, text: str) -> None:
+    school = School(store, learns=True, asks_judge=True)
+    school.cache.answer(asked("what is rain"), "water")
+    assert school.compute("so what is rain", text, options={"no_store": True}) == []
+    assert (school.labels(), school.lessons.num_open) == (0, 0)
+
+
+def test_a_hit_of_a_request_that_wants_nothing_stored_is_not_recorded(store: Store) -> None:
+    school = School(store)
+    school.cache.answer(asked("what is rain"), "water")
+    request, match = school.ask("so what is rain", options={"no_store": True})
+    assert told(match) == ("semantic", "similar")
+    school.lessons.served(request, match)
+    assert store.decisions.recent() == []
+
+
 def test_a_hit_that_chance_would_answer_otherwise_is_not_audited(store: Store) -> None:
     school = School(store, lookup={"reuse_sampled": True})
     loose = Sampling(temperature=1.0, max_tokens=8)
