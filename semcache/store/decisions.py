@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
+from semcache.store.newest import drop_oldest, end_bytes, size_of
 from semcache.store.rows import with_utf8
 
 MAX_DECISIONS = 50_000
+MAX_DECISION_BYTES = 64_000_000
 
 Source = Literal["draft", "equivalence", "audit", "user"]
 
@@ -53,7 +55,7 @@ _VALUES = ", ".join(
     for name in _FIELDS
 )
 _INSERT = (
-    f"INSERT INTO decisions ({', '.join(_FIELDS)}) VALUES ({_VALUES}) "  # noqa: S608
+    f"INSERT INTO decisions ({', '.join(_FIELDS)}, end_bytes) VALUES ({_VALUES}, {end_bytes('decisions')}) "  # noqa: S608
     "ON CONFLICT (request_id, entry_id) DO NOTHING"
 )
 _DUE = "served = 1 AND audit = 1 AND audited_at IS NULL AND label IS NULL"
@@ -74,9 +76,7 @@ class Decisions:
             return True
         with self._incidents.writing("decisions"), self._db.transaction() as connection:
             connection.executemany(_INSERT, [_to_row(item) for item in decisions])
-            connection.execute(
-                "DELETE FROM decisions WHERE number <= (SELECT max(number) FROM decisions) - ?", (MAX_DECISIONS,)
-            )
+            drop_oldest(connection, "decisions", max_rows=MAX_DECISIONS, max_bytes=MAX_DECISION_BYTES)
             return True
         return False
 
@@ -182,6 +182,7 @@ def _to_row(decision: Decision) -> dict[str, Any]:
     for name in ("served", "audit"):
         row[name] = int(row[name])
     row["label"] = None if decision.label is None else int(decision.label)
+    row["size_bytes"] = size_of(row["prompt"], row["matched_prompt"], row["features"])
     return row
 
 

@@ -241,6 +241,17 @@ def _expiry(db: sqlite_utils.Database) -> None:
     db.execute("CREATE INDEX blocks_created ON blocks (created_at)")
 
 
+def _newest(db: sqlite_utils.Database) -> None:
+    # Older rows have no size: they leave first, once as much was written as is kept.
+    for table in ("requests", "decisions"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN end_bytes INTEGER NOT NULL DEFAULT 0")
+        db.execute(f"CREATE INDEX {table}_end ON {table} (end_bytes)")
+    # Candidates are prompts and answers of others, which history must not keep beyond their entries.
+    db.execute("""
+        UPDATE requests SET receipt = json_remove(receipt, '$.explain')
+            WHERE CASE WHEN typeof(receipt) = 'text' THEN json_valid(receipt) END""")
+
+
 # Called, not used as decorators: sqlite-utils' decorator is untyped.
 SCHEMA(name="0001_blocks")(_blocks)
 SCHEMA(name="0002_entries")(_entries)
@@ -253,10 +264,11 @@ SCHEMA(name="0008_openings")(_openings)
 SCHEMA(name="0009_children")(_children)
 SCHEMA(name="0010_pins")(_pins)
 SCHEMA(name="0011_expiry")(_expiry)
+SCHEMA(name="0012_newest")(_newest)
 
 KNOWN = (
     "0001_blocks", "0002_entries", "0003_requests", "0004_usage", "0005_aliases", "0006_evidence", "0007_decisions",
-    "0008_openings", "0009_children", "0010_pins", "0011_expiry",
+    "0008_openings", "0009_children", "0010_pins", "0011_expiry", "0012_newest",
 )  # fmt: skip
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from semcache.store.database import Database
+from semcache.store.newest import drop_oldest, end_bytes, size_of
 from semcache.store.rows import number, with_utf8
 
 # History is for people to look at; the counters keep the sums.
 MAX_HISTORY_ROWS = 10_000
+MAX_HISTORY_BYTES = 64_000_000
 OUTCOMES = ("exact", "semantic", "draft", "prefix", "miss")
 
 
@@ -103,7 +105,10 @@ _SUMS = (
     "requests", "errors", *OUTCOMES, "prompt_tokens", "cached_tokens", "completion_tokens", "drafted_tokens",
     "accepted_tokens", "saved_ms",
 )  # fmt: skip
-_INSERT_HISTORY = f"INSERT INTO requests ({', '.join(_HISTORY)}) VALUES ({', '.join(':' + name for name in _HISTORY)})"  # noqa: S608
+_INSERT_HISTORY = (
+    f"INSERT INTO requests ({', '.join(_HISTORY)}, end_bytes) "  # noqa: S608 - our own column names
+    f"VALUES ({', '.join(':' + name for name in _HISTORY)}, {end_bytes('requests')})"
+)
 _ADD_USAGE = (
     f"INSERT INTO usage (user, {', '.join(_SUMS)}, first_seen, last_seen) "  # noqa: S608 - our own column names
     f"VALUES (:user, {', '.join(':' + name for name in _SUMS)}, :at, :at) ON CONFLICT (user) DO UPDATE SET "
@@ -141,11 +146,12 @@ class UsageBook:
         row["receipt"] = json.dumps(dict(record.receipt))
         for name in ("prompt", "answer", "error"):
             row[name] = None if row[name] is None else with_utf8(row[name])
+        row["size_bytes"] = size_of(row["prompt"], row["answer"], row["receipt"])
         row |= {"requests": 1, "errors": int(record.error is not None)}
         row |= {outcome: int(record.outcome == outcome) for outcome in OUTCOMES}
         with self._db.transaction() as connection:
-            newest = connection.execute(_INSERT_HISTORY, row).lastrowid or 0
-            connection.execute("DELETE FROM requests WHERE number <= ?", (newest - MAX_HISTORY_ROWS,))
+            connection.execute(_INSERT_HISTORY, row)
+            drop_oldest(connection, "requests", max_rows=MAX_HISTORY_ROWS, max_bytes=MAX_HISTORY_BYTES)
             connection.execute(_ADD_USAGE, row)
 
     def recent(self, limit: int, principal: str | None = None) -> list[HistoryRow]:

@@ -156,6 +156,15 @@ def test_the_newest_decisions_stay(store: Store, monkeypatch: pytest.MonkeyPatch
     assert bare(store.decisions.recent()) == ["11", "10", "9", "8", "7"]
 
 
+def test_decisions_are_bounded_in_bytes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_DECISION_BYTES", 1_000)
+    for first in range(0, 12, 3):
+        made = [decision(first + number, prompt="q" * 298, features={}) for number in range(3)]
+        assert store.decisions.record(made)
+        assert store.decisions.record(made), "once is all that counts"
+    assert bare(store.decisions.recent()) == ["11", "10", "9", "8"]
+
+
 def test_a_deleted_entry_takes_its_prompt_along_and_leaves_the_numbers(store: Store) -> None:
     store.put_entry(entry(1))
     store.put_entry(entry(2))

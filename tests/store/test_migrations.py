@@ -13,7 +13,7 @@ from semcache.store.pins import PromptStored
 from semcache.store.store import Store
 
 from .conftest import OpenStore
-from .samples import ALICE, alias, chain, decision, entry, evidence
+from .samples import ALICE, alias, chain, decision, entry, evidence, usage_record
 
 
 def test_every_migration_is_known() -> None:
@@ -55,3 +55,27 @@ def test_an_older_database_keeps_its_answers(
     assert again.evidence.load_evidence(ALICE.scope).entries == ()
     assert again.decisions.recent()[0].matched_prompt is None
     assert again.check().problems == ()
+
+
+def test_an_older_history_keeps_all_but_what_was_told_of_others(
+    store: Store, open_store: OpenStore, data_dir: Path
+) -> None:
+    store.close()
+    path = data_dir / "semcache.db"
+    path.unlink()
+    receipts = ['{"id": "req_0", "explain": [{"prompt": "of another"}]}', '{"id": "req_1"}', "{", b"\xff"]
+    connection = sqlite3.connect(path)
+    SCHEMA.apply(sqlite_utils.Database(connection, execute_plugins=False), stop_before="0012_newest")
+    connection.executemany(
+        "INSERT INTO requests (id, at, user, model, state, prompt, answer, receipt) "
+        "VALUES (?, 1.0, 'os:1', 'mini', 'finished', 'q', 'a', ?)",
+        [(f"req_{number}", receipt) for number, receipt in enumerate(receipts)],
+    )
+    connection.commit()
+    connection.close()
+    again = open_store()
+    again.record_request(usage_record(4))
+    assert again.warnings == []
+    assert {row.id: row.receipt for row in again.recent_requests()} == {
+        "req_0": {"id": "req_0"}, "req_1": {"id": "req_1"}, "req_2": {}, "req_3": {}, "req_4": usage_record(4).receipt,
+    }  # fmt: skip

@@ -59,6 +59,21 @@ def test_history_is_bounded_and_sums_are_not(store: Store, monkeypatch: pytest.M
     assert store.usage().total.requests == 8
 
 
+def test_history_is_bounded_in_bytes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "MAX_HISTORY_BYTES", 3_000)
+    texts = [("ü" * 300, "a" * 300), ("q" * 600, "a" * 300), ("q" * 300, "a" * 600)]
+    for number in range(8):
+        prompt, answer = texts[number % 3]
+        store.record_request(usage_record(number, prompt=prompt, answer=answer, receipt={}))
+    # 902 bytes each: the fourth ends 2,706 bytes before the newest does, the one before it more than the limit.
+    assert [row.id for row in store.recent_requests()] == ["req_7", "req_6", "req_5", "req_4"]
+    store.record_request(usage_record(8, prompt="q" * 9_000, receipt={}))
+    assert [row.id for row in store.recent_requests()] == ["req_8"]
+    store.record_request(usage_record(9))
+    assert [row.id for row in store.recent_requests()] == ["req_9", "req_8"]
+    assert store.usage().total.requests == 10
+
+
 def test_users_are_all_who_asked_or_stored(store: Store) -> None:
     store.record_request(usage_record(1, user="asked"))
     for number, user in enumerate(("b", "a", "b", "c")):
