@@ -37,9 +37,10 @@ class Library:
     ) -> list[wire.EntrySummary]:
         if sort not in SORTS:
             raise UsageError(f"sort = {sort!r}: must be one of {', '.join(SORTS)}", param="sort")
-        # Every entry of a principal carries a user of it; over-reading is cheap and keeps the store free of rights.
-        rows = self._store.list_entries(user=user, limit=-1, sort=sort, match=match)
-        return [_summary(entry) for entry in rows if self._may_see(caller, entry)][:limit]
+        rows = self._store.list_entries(
+            principal=caller, shared=self._shared_scope(caller), user=user, limit=limit, sort=sort, match=match
+        )
+        return [_summary(entry) for entry in rows if self._may_see(caller, entry)]
 
     def entry(self, caller: str, entry_id: str) -> wire.EntryDetail:
         entry = self._visible(caller, entry_id)
@@ -127,10 +128,12 @@ class Library:
         return entry
 
     def _may_see(self, caller: str, entry: Entry) -> bool:
-        if principal_of(entry.user) == caller:
-            return True
+        return principal_of(entry.user) == caller or entry.scope == self._shared_scope(caller)
+
+    def _shared_scope(self, caller: str) -> str | None:
+        """The scope whose entries everybody sees, whoever wrote them."""
         allowed = self._config.cache.allow_global
-        return allowed == "all" and entry.scope == global_scope(caller, allowed).name
+        return global_scope(caller, allowed).name if allowed == "all" else None
 
     # Statistics
 

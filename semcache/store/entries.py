@@ -147,16 +147,25 @@ class Entries:
     def select(
         self, where: str, params: Params, now_s: float, *, order: str = SORTS["created"], limit: int = -1
     ) -> list[Entry]:
-        """Verified entries, pinned or unexpired; `where` uses positional parameters."""
+        """Verified entries, pinned or unexpired; `where` uses positional parameters, a limit of -1 is none."""
         sql = f"{_SELECT} WHERE ({where}) AND {LIVE} ORDER BY {order} LIMIT ?"
-        rows = self._db.rows(sql, (*params, self.oldest_live(now_s), limit))
+        num_asked = limit
+        while True:
+            rows = self._db.rows(sql, (*params, self.oldest_live(now_s), num_asked))
+            whole = self._without_damaged(rows)
+            if limit < 0 or len(rows) < num_asked or len(whole) >= limit:
+                break
+            num_asked *= 2  # the damaged ones took places, and are still there if they could not be deleted
+        return [_from_row(row, self._ttl_s) for row in (whole if limit < 0 else whole[:limit])]
+
+    def _without_damaged(self, rows: Sequence[sqlite3.Row]) -> list[sqlite3.Row]:
         damaged = [row for row in rows if row["checksum"] != row_checksum(row)]
         for row in damaged:
             self._incidents.damage("damaged_entries", f"entry {row['id']}", "checksum does not match")
         if damaged:
             self._drop_damaged([row["number"] for row in damaged])
         bad = {row["number"] for row in damaged}
-        return [_from_row(row, self._ttl_s) for row in rows if row["number"] not in bad]
+        return [row for row in rows if row["number"] not in bad]
 
     def oldest_live(self, now_s: float) -> float:
         """The value of `LIVE`."""
@@ -188,12 +197,16 @@ class Entries:
         return {entry.id: entry for entry in found}
 
     def listing(
-        self, *, scopes: Sequence[str] | None, user: str | None, limit: int, sort: str, match: str | None, now_s: float
-    ) -> list[Entry]:
+        self, *, scopes: Sequence[str] | None, user: str | None, principal: str | None, shared: str | None,
+        limit: int, sort: str, match: str | None, now_s: float,
+    ) -> list[Entry]:  # fmt: skip
         """For people: `match` is part of prompt or answer, or the start of an id."""
         if sort not in SORTS:
             raise UsageError(f"cannot sort entries by {sort!r}; use one of {', '.join(SORTS)}", param="sort")
         where, params = where_owner(scopes=scopes, user=user, namespace=None)
+        if principal is not None:
+            where += " AND (user = ? OR substr(user, 1, length(?) + 1) = ? || '/' OR scope = ?)"
+            params = (*params, principal, principal, principal, shared)
         if match is not None:
             where += " AND (instr(lower(prompt), lower(?)) OR instr(lower(answer), lower(?)) OR substr(id, 1, ?) = ?)"
             params = (*params, match, match, len(match), match)

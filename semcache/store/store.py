@@ -296,14 +296,18 @@ class Store:
         return None
 
     def list_entries(
-        self, *, scopes: Sequence[str] | None = None, user: str | None = None, limit: int = 50, sort: str = "used",
-        match: str | None = None,
+        self, *, scopes: Sequence[str] | None = None, user: str | None = None, principal: str | None = None,
+        shared: str | None = None, limit: int = 50, sort: str = "used", match: str | None = None,
     ) -> list[Entry]:  # fmt: skip
-        """Entries for people to look at; `sort` is one of `entries.SORTS`."""
+        """Entries for people to look at; `sort` is one of `entries.SORTS`.
+
+        With a `principal` what it and its sub-users wrote, and whatever is in the scope `shared`.
+        """
         with self._incidents.reading("entries"):
             return self._entries.listing(
-                scopes=scopes, user=user, limit=limit, sort=sort, match=match, now_s=self._clock()
-            )
+                scopes=scopes, user=user, principal=principal, shared=shared, limit=limit, sort=sort, match=match,
+                now_s=self._clock(),
+            )  # fmt: skip
         return []
 
     # Deleting: nothing of what was deleted stays in the database file or its log

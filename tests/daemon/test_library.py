@@ -110,6 +110,29 @@ def test_only_its_owner_pins_an_entry(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_list_is_as_long_as_asked_for_whoever_else_stored_something(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    for user in ("os:1/ann", "os:1/ben", "os:2"):
+        for what in ("rain", "snow", "hail"):
+            Cache(store).answer(asked(f"what is {what}", user=user))
+    for who in ("os:1", "os:2"):
+        for what in ("rain", "snow"):
+            granted = access("global_only", user=who, allow_global="all")
+            Cache(store).answer(asked(f"{who} what is {what}", user=who), granted=granted)
+
+    def users(caller: str, limit: int, *, user: str | None = None, allow_global: str = "own") -> list[str]:
+        library = library_of(store, allow_global=allow_global)
+        return [row["user"] for row in library.entries(caller, user, limit, "created", None)]
+
+    assert users("os:2", 99) == ["os:2"] * 5
+    assert users("os:1", 99) == ["os:1"] * 2 + ["os:1/ben"] * 3 + ["os:1/ann"] * 3
+    assert users("os:1", 4) == ["os:1"] * 2 + ["os:1/ben"] * 2
+    assert users("os:1", 3, user="os:1/ann") == ["os:1/ann"] * 3
+    assert users("os:1", 4, allow_global="all") == ["os:2"] * 2 + ["os:1"] * 2
+    assert users("os:1", 99, user="os:1/ann", allow_global="all") == ["os:1/ann"] * 3
+    store.close()
+
+
 def test_a_pin_too_many_is_refused(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=0, disk_bytes=10_000))
     library = library_of(store)

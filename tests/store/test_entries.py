@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from semcache.errors import UsageError
-from semcache.store.entries import new_entry_id, pack_vector, row_checksum
+from semcache.store.entries import SORTS, new_entry_id, pack_vector, row_checksum
 from semcache.store.store import Store, StoreLimits
 
 from .conftest import OpenStore
@@ -191,6 +191,51 @@ def test_listing_filters_sorts_and_matches(store: Store, clock: Clock) -> None:
     assert names(match="nowhere") == []
     with pytest.raises(UsageError, match="used, created, hits, size"):
         store.list_entries(sort="colour")
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_a_list_reads_the_rows_that_it_shows(store: Store, sort: str) -> None:
+    for number in range(9):
+        store.put_entry(entry(number))
+    statements: list[str] = []
+    store._db.connection.set_trace_callback(statements.append)
+    assert len(store.list_entries(principal="os:1", shared="global", limit=3, sort=sort)) == 3
+    store._db.connection.set_trace_callback(None)
+    (sql,) = statements
+    assert sql.endswith("LIMIT 3")
+    plan = [row["detail"] for row in store._db.rows(f"EXPLAIN QUERY PLAN {sql.replace('-Inf', '-9e999')}")]
+    assert plan[0].startswith("SCAN entries USING INDEX entries_"), plan
+    assert "USE TEMP B-TREE FOR ORDER BY" not in plan
+
+
+def test_a_list_for_a_principal_holds_its_users_and_what_is_shared(store: Store) -> None:
+    users = ["os:1", "os:1/ann", "os:10", "os:2", "os:2/os:1", "os:1/ben"]
+    for number, user in enumerate(users):
+        store.put_entry(entry(number, user=user, scope=f"user:{user}"))
+    store.put_entry(entry(6, user="os:2", scope="global"))
+    store.put_entry(entry(7, user="os:2", scope="global#run"))
+    store.put_entry(entry(8, user="os:1", scope="global"))
+    names = lambda **filters: [int(e.id[-1]) for e in store.list_entries(sort="created", **filters)]  # noqa: E731
+    assert names(principal="os:1") == [8, 5, 1, 0]
+    assert names(principal="os:1", shared="global") == [8, 6, 5, 1, 0]
+    assert names(principal="os:1", shared="global", limit=3) == [8, 6, 5]
+    assert names(principal="os:1", user="os:1/ann") == [1]
+    assert names(principal="os:2", user="os:1/ann") == names(principal="os:3") == names(principal="os:%") == []
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_damaged_rows_take_no_place_in_a_list(store: Store, data_dir: Path, is_locked: bool) -> None:
+    for number in range(9):
+        store.put_entry(entry(number))
+    edit(data_dir, "UPDATE entries SET answer = 'another' WHERE id >= ?", entry(4).id)
+    backup = sqlite3.connect(data_dir / "semcache.db", isolation_level=None)
+    if is_locked:
+        backup.execute("BEGIN IMMEDIATE")
+    assert [found.id for found in store.list_entries(limit=2)] == [entry(3).id, entry(2).id]
+    assert [found.id for found in store.list_entries(limit=99)] == [entry(number).id for number in (3, 2, 1, 0)]
+    assert store.list_entries(limit=0) == []
+    backup.close()
+    assert len(store.list_entries(limit=-1)) == store.num_entries() == 4
 
 
 def test_a_vector_that_has_no_direction_is_refused_but_the_answer_kept(store: Store, open_store: OpenStore) -> None:
