@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 _CAPACITY_MULTIPLE = 64
 # A call of its own costs a row about as much as reading so many tokens (135M shape, two cores: 25 us).
 _MAX_PADDING_TOKENS = 128
+# Linux refuses a mapping of more than the machine's memory unless it is told that not all of it will be used; Python
+# has no name for that before 3.13.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 class Chunk(NamedTuple):
@@ -80,17 +84,20 @@ class SlotPool:
         self.info = info
         self.num_slots = num_slots
         dtype, device = getattr(torch, info.dtype), torch.device(info.device)
-        shape = (num_slots, info.num_kv_heads, slot_capacity(capacity_tokens or info.context_tokens))
-        layers = range(info.num_layers)
+        capacity = slot_capacity(capacity_tokens or info.context_tokens)
+        shape = (info.num_layers, num_slots, info.num_kv_heads, capacity)
         try:
-            self.keys = [_zeros((*shape, info.key_dim), dtype, device) for _ in layers]
-            self.values = [_zeros((*shape, info.value_dim), dtype, device) for _ in layers]
+            # One tensor each, so that a span is one copy: copying layer by layer, each block took a millisecond, and
+            # ten times as long where another thread wanted the interpreter between two layers.
+            self._keys = _zeros((*shape, info.key_dim), dtype, device)
+            self._values = _zeros((*shape, info.value_dim), dtype, device)
         except (RuntimeError, MemoryError, OSError) as error:  # out of memory, on every device
-            size = num_slots * shape[2] * info.kv_bytes_per_token / 2**30
+            size = num_slots * capacity * info.kv_bytes_per_token / 2**30
             raise ModelLoadError(
                 f"{num_slots} slots of {info.context_tokens} tokens need {size:.1f} GiB on {info.device}, which are "
                 "not free; lower engine.slots or engine.max_context_tokens"
             ) from error
+        self.keys, self.values = list(self._keys), list(self._values)  # by layer
         self._free = list(reversed(range(num_slots)))
 
     @property
@@ -116,8 +123,8 @@ class SlotPool:
 
     def clear(self, slot: int, num_tokens: int) -> None:
         """Forget what the slot's first tokens left, which may be no numbers: 0 times NaN is NaN behind a mask too."""
-        for tensor in (*self.keys, *self.values):
-            tensor[slot, :, :num_tokens].zero_()
+        for tensor in (self._keys, self._values):
+            tensor[:, slot, :, :num_tokens].zero_()
 
     def check(self, span: KVSpan) -> None:
         """Raise unless the span has this model's shape and dtype; a silent cast would break bit-identity."""
@@ -134,9 +141,8 @@ class SlotPool:
         """Copy spans one behind the other into the slot, from position `start`; returns the position behind them."""
         for span in spans:
             stop = start + span.num_tokens
-            for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-                keys[slot, :, start:stop].copy_(span.keys[layer], non_blocking=True)
-                values[slot, :, start:stop].copy_(span.values[layer], non_blocking=True)
+            self._keys[:, slot, :, start:stop].copy_(span.keys, non_blocking=True)
+            self._values[:, slot, :, start:stop].copy_(span.values, non_blocking=True)
             start = stop
         return start
 
@@ -146,9 +152,8 @@ class SlotPool:
         head = (info.num_layers, info.num_kv_heads, num_tokens)
         keys = torch.empty(*head, info.key_dim, dtype=self.keys[0].dtype)
         values = torch.empty(*head, info.value_dim, dtype=self.values[0].dtype)
-        for layer in range(info.num_layers):
-            keys[layer].copy_(self.keys[layer][slot, :, start:stop])
-            values[layer].copy_(self.values[layer][slot, :, start:stop])
+        keys.copy_(self._keys[:, slot, :, start:stop])
+        values.copy_(self._values[:, slot, :, start:stop])
         return KVSpan(keys, values)
 
     def prefill_step(self, slot: int, start: int, stop: int, chunk_tokens: int | None = None) -> PrefillStep:
@@ -229,7 +234,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
