@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from semcache import errors, wire
+from semcache import errors
 from semcache.paths import Paths, check_socket_path
+from semcache.wire.protocol import PROTOCOL
 
 if TYPE_CHECKING:
     import httpx
@@ -111,11 +112,11 @@ class Connection:
     def _check(self, response: httpx.Response) -> None:
         """Raise what the daemon raised; raise ProtocolError for an answer that is not of our protocol."""
         spoken = response.headers.get("X-Semcache-Protocol")
-        if spoken != str(wire.PROTOCOL) and (spoken is not None or not response.is_server_error):
+        if spoken != str(PROTOCOL) and (spoken is not None or not response.is_server_error):
             version = response.headers.get("X-Semcache-Version")
             peer = f"semcache {version} with protocol {spoken}" if spoken else "not a semcache daemon"
             raise errors.ProtocolError(
-                f"{self.where} is {peer}, this command speaks protocol {wire.PROTOCOL}; "
+                f"{self.where} is {peer}, this command speaks protocol {PROTOCOL}; "
                 + ("restart it: `semcache daemon restart`" if spoken else "check --url, --socket and SEMCACHE_URL")
             )
         if response.is_error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from semcache.wire import CacheReceipt, CandidateRow, FeedbackResult, WrongHits
+from semcache.wire.receipts import CacheReceipt, CandidateRow
+from semcache.wire.status import WrongHits
+from semcache.wire.trust import FeedbackResult
 
 REASONS = {
     "identical": "the identical request was answered before",

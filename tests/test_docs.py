@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from semcache import config, wire
+from semcache import config
 from semcache.daemon.cache.strategy import STRATEGIES
 from semcache.errors import SemcacheError, subclasses
 from semcache.store.evict import ORDERS
+from semcache.wire import protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,12 +31,12 @@ def test_every_error_code_and_outcome_is_documented() -> None:
     text = read("docs/http-api.md")
     for cls in subclasses(SemcacheError):
         assert f"`{cls.code}`" in text, cls.code
-    for outcome in wire.OUTCOMES:
+    for outcome in protocol.OUTCOMES:
         assert f"`{outcome}`" in text
 
 
 def test_one_vocabulary() -> None:
-    assert tuple(STRATEGIES) == wire.STRATEGIES
+    assert tuple(STRATEGIES) == protocol.STRATEGIES
     check = config.CacheConfig.__dataclass_fields__["strategy"].metadata["check"]
     assert all(check(name) is None for name in STRATEGIES)
     assert all(config.CacheConfig.__dataclass_fields__["eviction"].metadata["check"](name) is None for name in ORDERS)

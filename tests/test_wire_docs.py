@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from semcache import wire
+from semcache.wire import entries, receipts, status, trust
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "http-api.md"
 
 
 @pytest.mark.parametrize(
     "shape",
-    [wire.CandidateRow, wire.ScopeEvidence, wire.Explanation, wire.AuditReport, wire.AuditRow, wire.TuneReport,
-     wire.TuneRow, wire.FeedbackResult, wire.SemanticStatus, wire.PinResult, wire.Cleared],
+    [receipts.CandidateRow, trust.ScopeEvidence, trust.Explanation, trust.AuditReport, trust.AuditRow, trust.TuneReport,
+     trust.TuneRow, trust.FeedbackResult, status.SemanticStatus, entries.PinResult, entries.Cleared],
     ids=lambda shape: shape.__name__,
 )  # fmt: skip
 def test_every_field_is_named(shape: type) -> None:
@@ -24,5 +24,5 @@ def test_every_field_is_named(shape: type) -> None:
 
 def test_every_schema_is_named() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    for schema in (wire.EXPLAIN_SCHEMA, wire.AUDIT_SCHEMA, wire.TUNE_SCHEMA):
+    for schema in (trust.EXPLAIN_SCHEMA, trust.AUDIT_SCHEMA, trust.TUNE_SCHEMA):
         assert f'"{schema}"' in text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from semcache import wording
 from semcache.daemon.cache import features
-from semcache.wire import WrongHits
+from semcache.wire.status import WrongHits
 from tests.cli.fake_daemon import CANDIDATE, RECEIPT
 
 DAEMON = Path(__file__).resolve().parent.parent / "semcache" / "daemon"

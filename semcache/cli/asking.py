@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from semcache import wire
 from semcache.cli import render
 from semcache.cli.options import Options
 from semcache.cli.receipt import explanation, receipt_line
 from semcache.cli.stdin import piped_text
 from semcache.client import Client
 from semcache.errors import UsageError
+from semcache.wire.receipts import AskReceipt
 
 SHORT_HELP = """\
 semcache ask "What is the capital of Australia?"
@@ -101,7 +101,7 @@ def run(options: Options, question: Question, *, stream: bool, explain: bool) ->
     return 0
 
 
-async def _ask(options: Options, body: Mapping[str, Any], control: str | None, *, stream: bool) -> wire.AskReceipt:
+async def _ask(options: Options, body: Mapping[str, Any], control: str | None, *, stream: bool) -> AskReceipt:
     from semcache.cli.connect import connected, with_retries
 
     async with connected(options, model=True) as client:
@@ -114,7 +114,7 @@ async def _ask(options: Options, body: Mapping[str, Any], control: str | None, *
     return receipt
 
 
-async def _print_stream(client: Client, body: Mapping[str, Any], control: str | None) -> wire.AskReceipt:
+async def _print_stream(client: Client, body: Mapping[str, Any], control: str | None) -> AskReceipt:
     """Write the text as it comes; closing the stream early cancels the request in the daemon."""
     last = ""
     try:
@@ -124,7 +124,7 @@ async def _print_stream(client: Client, body: Mapping[str, Any], control: str | 
                     _write(part)
                     last = part
                 elif "schema" in part:
-                    return cast("wire.AskReceipt", part)
+                    return cast("AskReceipt", part)
     finally:
         _end_line(last)
     raise AssertionError("the client ends every stream with a receipt or an error")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from semcache import wire
 from semcache.cli import render
 from semcache.cli.options import Options
+from semcache.wire.trust import AuditReport, AuditRow, ScopeEvidence
 from semcache.wording import estimate, percent
 
 _SCOPE_COLUMNS = ("scope", "user", "state", "requests", "served", "labels", "wrong hits", "")
 _AUDIT_COLUMNS = ("age", "request", "served", "score", "p(correct)", "found", "by", "prompt", "matched")
 
 
-def print_report(options: Options, report: wire.AuditReport) -> None:
+def print_report(options: Options, report: AuditReport) -> None:
     """The scopes, then the newest decisions; a note says how audits are made."""
     render.table(_SCOPE_COLUMNS, map(_scope_row, report["scopes"]), right=("requests", "served", "labels"))
     if report["recent"]:
@@ -22,7 +22,7 @@ def print_report(options: Options, report: wire.AuditReport) -> None:
     render.note(options, f"{report['policy']} · {rate} · {compared} · {render.count(report['due'])} audits due")
 
 
-def _scope_row(scope: wire.ScopeEvidence) -> list[str]:
+def _scope_row(scope: ScopeEvidence) -> list[str]:
     return [
         scope["scope"],
         scope["user"] or render.UNKNOWN,
@@ -35,7 +35,7 @@ def _scope_row(scope: wire.ScopeEvidence) -> list[str]:
     ]
 
 
-def _audit_row(row: wire.AuditRow) -> list[str]:
+def _audit_row(row: AuditRow) -> list[str]:
     found = {None: render.UNKNOWN, True: "right", False: "wrong"}[row["same"]]
     return [
         render.since(row["at"]),

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from semcache import errors, wire
+from semcache import errors
 from semcache.cli import render
 from semcache.cli.explain import explain, find
 from semcache.cli.feedback import mark_wrong
 from semcache.cli.options import Options, command, group
 from semcache.cli.pin import pin, unpin
 from semcache.cli.tune import tune
+from semcache.wire.entries import CheckReport, Cleared, EntryDetail, EntryEvidence, EntrySummary
 
 Sort = Literal["used", "created", "hits", "size"]
 
@@ -46,7 +47,7 @@ def ls(
 
     from semcache.cli.connect import connected
 
-    async def fetch() -> list[wire.EntrySummary]:
+    async def fetch() -> list[EntrySummary]:
         async with connected(options) as client:
             return await client.entries(limit=limit, sort=sort, match=match, user=user)
 
@@ -63,7 +64,7 @@ def ls(
     return 0
 
 
-def _entry_row(entry: wire.EntrySummary) -> list[str]:
+def _entry_row(entry: EntrySummary) -> list[str]:
     return [
         entry["id"],
         entry["user"],
@@ -83,7 +84,7 @@ def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")
 
     from semcache.cli.connect import connected
 
-    async def fetch() -> wire.EntryDetail:
+    async def fetch() -> EntryDetail:
         async with connected(options) as client:
             return await client.entry(entry_id)
 
@@ -115,20 +116,20 @@ def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")
     return 0
 
 
-def _expiry(entry: wire.EntryDetail) -> str:
+def _expiry(entry: EntryDetail) -> str:
     if entry["expires"] is None:
         return "never"
     return f"{entry['expires']}, but not while it is pinned" if entry["pinned"] else entry["expires"]
 
 
-def _stored(entry: wire.EntryDetail) -> str:
+def _stored(entry: EntryDetail) -> str:
     answer, blocks = render.size(entry["size_bytes"]), entry["blocks"]
     if blocks is None:
         return f"{answer}; the blocks of its prompt's KV are not known"
     return f"{answer}, and {render.size(entry['kv_bytes'])} of its prompt's KV in {render.count(blocks)} blocks"
 
 
-def _evidence(evidence: wire.EntryEvidence | None) -> str:
+def _evidence(evidence: EntryEvidence | None) -> str:
     if evidence is None:
         return "none yet: no other wording was compared with it"
     words = f"other wordings wanted this answer {evidence['same']}×, another answer {evidence['other']}×"
@@ -181,7 +182,7 @@ def clear(
             raise errors.UsageError(f"this would remove {what}; add --yes to do it without a question", param="yes")
         typer.confirm(f"Remove {what}?", abort=True, err=True)
 
-    async def remove() -> wire.Cleared:
+    async def remove() -> Cleared:
         async with connected(options) as client:
             return await client.clear(namespace=namespace, user=user, keep_pinned=not everything)
 
@@ -202,7 +203,7 @@ def check(
 
     from semcache.cli.connect import connected
 
-    async def compare() -> wire.CheckReport:
+    async def compare() -> CheckReport:
         async with connected(options) as client:
             return await client.check(fix)
 

@@ -13,8 +13,8 @@ from semcache.cli import render
 from semcache.cli.options import Options, command, group
 
 if TYPE_CHECKING:
-    from semcache import wire
     from semcache.paths import Paths
+    from semcache.wire.status import Status
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: KEY=VALUE (repeatable).", metavar="KEY=VALUE")
@@ -64,7 +64,7 @@ def restart(options: Options, timeout: Timeout = 30.0, force: Force = False, set
     """Stop the daemon if one runs, and start it with the settings of now."""
     import asyncio
 
-    async def again() -> wire.Status:
+    async def again() -> Status:
         await _stop(options, timeout, force=force)
         return await _start(_local(options), options, settings or [])
 
@@ -94,7 +94,7 @@ def status(options: Options) -> int:
                 render.out(f"DAEMON  {state} · unix:{paths.socket}")
             return 3
 
-    async def fetch() -> wire.Status:
+    async def fetch() -> Status:
         async with connected(options, start=False) as client:
             return await client.status()
 
@@ -128,7 +128,7 @@ def _daemon_arguments(options: Options, paths: Paths, settings: list[str]) -> li
     return arguments + [word for setting in settings for word in ("--set", setting)]
 
 
-async def _start(paths: Paths, options: Options, settings: list[str]) -> wire.Status:
+async def _start(paths: Paths, options: Options, settings: list[str]) -> Status:
     from semcache.cli.connect import answers, open_client, wait_ready
     from semcache.cli.start import start_daemon
 

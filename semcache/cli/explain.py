@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from semcache import wire
 from semcache.cli import render
 from semcache.cli.ask import CacheMode, Strategy
 from semcache.cli.options import Options
+from semcache.wire.entries import FoundEntry
+from semcache.wire.protocol import OUTCOME_GLYPHS
+from semcache.wire.trust import Explanation, ScopeEvidence
 
 REQUEST_PREFIX = "req_"
 
@@ -37,7 +39,7 @@ def explain(
     if past and given:
         raise errors.UsageError(f"{prompt} was asked already: it has its own user, strategy and system message")
 
-    async def fetch() -> wire.Explanation:
+    async def fetch() -> Explanation:
         async with connected(options) as client:
             if past:
                 return await client.explained(prompt)
@@ -56,11 +58,11 @@ def _is_request(text: str) -> bool:
     return text.startswith(REQUEST_PREFIX) and not any(char.isspace() for char in text)
 
 
-def _print(found: wire.Explanation, *, past: bool) -> None:
+def _print(found: Explanation, *, past: bool) -> None:
     from semcache.cli.receipt import candidate_lines, reason_line
     from semcache.wording import percent
 
-    glyph = wire.OUTCOME_GLYPHS.get(found["outcome"], "·")
+    glyph = OUTCOME_GLYPHS.get(found["outcome"], "·")
     budgets = f"at most {percent(found['max_error'])} of requests and {percent(found['max_hit_error'])} of hits wrong"
     policy = {
         "verified": f"verified: {budgets}",
@@ -85,11 +87,11 @@ def _print(found: wire.Explanation, *, past: bool) -> None:
         render.out("no stored prompt was considered")
 
 
-def _owner(scope: wire.ScopeEvidence) -> str:
+def _owner(scope: ScopeEvidence) -> str:
     return f"{scope['scope']} scope"
 
 
-def scope_words(scope: wire.ScopeEvidence) -> str:
+def scope_words(scope: ScopeEvidence) -> str:
     """State, evidence and what it means, of one scope, in one line."""
     from semcache.wording import estimate
 
@@ -112,7 +114,7 @@ def find(
 
     from semcache.cli.connect import connected, with_retries
 
-    async def fetch() -> list[wire.FoundEntry]:
+    async def fetch() -> list[FoundEntry]:
         async with connected(options) as client:
             return await with_retries(options, client, lambda: client.find(text, user=user, limit=limit))
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semcache import errors, wire
+from semcache import errors
 from semcache.cli import render
 from semcache.cli.options import Options
+from semcache.wire.receipts import AskReceipt
+from semcache.wire.trust import FeedbackResult
 
 if TYPE_CHECKING:
     from semcache.client import Client
@@ -40,7 +42,7 @@ def mark_wrong(
     if marked_id is not None and user is not None:
         raise errors.UsageError(f"{marked_id} and --user {user} both say what to mark; give one of them", param="user")
 
-    async def mark() -> tuple[wire.AskReceipt | None, wire.FeedbackResult]:
+    async def mark() -> tuple[AskReceipt | None, FeedbackResult]:
         async with connected(options) as client:
             hit = await _newest_hit(client, user) if marked_id is None else None
             return hit, await client.feedback(marked_id or (hit["id"] if hit else ""), "wrong")
@@ -57,7 +59,7 @@ def mark_wrong(
     return 0
 
 
-async def _newest_hit(client: Client, user: str | None) -> wire.AskReceipt:
+async def _newest_hit(client: Client, user: str | None) -> AskReceipt:
     """The newest answer of another wording among the caller's requests."""
     from semcache.wording import is_other_wording
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from semcache import wire
 from semcache.cli import render
 from semcache.cli.options import Options, command, group
+from semcache.wire.status import ModelStatus
 
 if TYPE_CHECKING:
     from semcache.client import Client
@@ -40,7 +40,7 @@ def ls(options: Options) -> int:
 def info(options: Options) -> int:
     """Everything known about the model that is served."""
 
-    async def served(client: Client) -> wire.ModelStatus:
+    async def served(client: Client) -> ModelStatus:
         return (await client.status())["model"]
 
     _show(options, _fetch(options, served))
@@ -71,7 +71,7 @@ def _fetch(options: Options, call: Callable[[Client], Awaitable[T]]) -> T:
     return asyncio.run(fetch())
 
 
-def _show(options: Options, model: wire.ModelStatus) -> None:
+def _show(options: Options, model: ModelStatus) -> None:
     if options.json:
         render.out_json(model)
         return

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from semcache import errors, wire
+from semcache import errors
 from semcache.cli import render
 from semcache.cli.options import Options
+from semcache.wire.entries import PinResult
 
 EntryIds = Annotated[list[str], typer.Argument(metavar="ID...")]
 
@@ -41,14 +42,14 @@ def unpin(options: Options, entry_ids: EntryIds) -> int:
     return 1 if missing else 0
 
 
-def _set(options: Options, entry_ids: list[str], *, pinned: bool) -> tuple[list[wire.PinResult], list[str]]:
+def _set(options: Options, entry_ids: list[str], *, pinned: bool) -> tuple[list[PinResult], list[str]]:
     """What is done, and the ids that name nothing; a refusal ends it, and what was pinned before stays pinned."""
     import asyncio
 
     from semcache.cli.connect import connected
 
-    async def each() -> tuple[list[wire.PinResult], list[str]]:
-        done, missing = list[wire.PinResult](), list[str]()
+    async def each() -> tuple[list[PinResult], list[str]]:
+        done, missing = list[PinResult](), list[str]()
         async with connected(options) as client:
             for entry_id in dict.fromkeys(entry_ids):
                 try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from semcache import wire
 from semcache.cli import render
+from semcache.wire.protocol import OUTCOME_GLYPHS
+from semcache.wire.receipts import AskReceipt, CacheReceipt, CandidateRow, Timing
 from semcache.wording import differing, reason_words, verdict_words
 
 
-def receipt_line(receipt: wire.AskReceipt) -> str:
+def receipt_line(receipt: AskReceipt) -> str:
     """One line: outcome, what matched, tokens saved, time."""
     cache, timing = receipt["cache"], receipt["timing_ms"]
     parts = [_outcome(cache), *_reuse(receipt)]
@@ -21,8 +22,8 @@ def receipt_line(receipt: wire.AskReceipt) -> str:
     return " · ".join(parts)
 
 
-def _outcome(cache: wire.CacheReceipt) -> str:
-    words = f"{wire.OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}"
+def _outcome(cache: CacheReceipt) -> str:
+    words = f"{OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}"
     if cache["outcome"] == "miss":
         return f"{words} ({cache['reason']})"
     if cache["score"] is not None and cache["outcome"] != "exact":
@@ -32,7 +33,7 @@ def _outcome(cache: wire.CacheReceipt) -> str:
     return words + (f" ({render.ago(cache['entry_age_s'])})" if cache["entry_age_s"] is not None else "")
 
 
-def _reuse(receipt: wire.AskReceipt) -> list[str]:
+def _reuse(receipt: AskReceipt) -> list[str]:
     cache, usage = receipt["cache"], receipt["usage"]
     parts = []
     cached = usage["prompt_tokens_details"]["cached_tokens"]
@@ -45,19 +46,19 @@ def _reuse(receipt: wire.AskReceipt) -> list[str]:
     return parts
 
 
-def draft_words(cache: wire.CacheReceipt) -> str:
+def draft_words(cache: CacheReceipt) -> str:
     """How many drafted tokens the model kept, and in how many forward passes where that is known."""
     passes = cache.get("passes")
     words = f"{cache['draft_accepted']} of {cache['draft_tokens']} draft tokens accepted"
     return words if passes is None else f"{words} in {passes} {'pass' if passes == 1 else 'passes'}"
 
 
-def explanation(receipt: wire.AskReceipt) -> list[str]:
+def explanation(receipt: AskReceipt) -> list[str]:
     """What `--explain` says: one fact per line."""
     cache, usage = receipt["cache"], receipt["usage"]
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     facts = {
-        "outcome": f"{wire.OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}",
+        "outcome": f"{OUTCOME_GLYPHS.get(cache['outcome'], '·')} {cache['outcome']}",
         "reason": reason_line(cache["reason"]),
         "strategy": cache["strategy"],
         "scope": cache["scope"] or render.UNKNOWN,
@@ -83,7 +84,7 @@ def reason_line(reason: str) -> str:
     return reason if words == reason else f"{reason}: {words}"
 
 
-def candidate_lines(candidates: Sequence[wire.CandidateRow]) -> list[str]:
+def candidate_lines(candidates: Sequence[CandidateRow]) -> list[str]:
     """The stored prompts that were looked at, as a table: nearest first, what was decided, and why."""
     columns = ("score", "p(correct)", "verdict", "entry", "scope", "differs in", "prompt", "why")
     rows = [
@@ -102,7 +103,7 @@ def candidate_lines(candidates: Sequence[wire.CandidateRow]) -> list[str]:
     return render.aligned(columns, rows, right=("score", "p(correct)"))
 
 
-def _times(timing: wire.Timing) -> str:
+def _times(timing: Timing) -> str:
     names = {"ttft": "first token", "second_token": "second token"}
     spans = {names.get(name, name): span for name, span in timing.items() if isinstance(span, (int, float))}
     return " · ".join(f"{name} {render.millis(span)}" for name, span in spans.items())

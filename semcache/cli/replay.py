@@ -9,7 +9,7 @@ import typer
 
 from semcache.cli.options import Options, command
 from semcache.errors import GateFailedError, SemcacheError, UsageError
-from semcache.wire import STRATEGIES
+from semcache.wire.protocol import STRATEGIES
 
 if TYPE_CHECKING:
     from semcache.replay.dataset import Dataset

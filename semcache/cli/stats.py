@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from semcache import wire
 from semcache.cli import render
 from semcache.cli.options import Options, command
+from semcache.wire.protocol import OUTCOMES
+from semcache.wire.status import ModelStatus, SemanticStatus, Stats, Status, UserStats
+from semcache.wire.trust import AuditReport
 from semcache.wording import estimate, percent, suspended_words
 
 
@@ -26,11 +28,11 @@ def stats(
 
     from semcache.cli.connect import connected
 
-    async def fetch() -> wire.Stats:
+    async def fetch() -> Stats:
         async with connected(options) as client:
             return await client.stats()
 
-    async def fetch_audits() -> wire.AuditReport:
+    async def fetch_audits() -> AuditReport:
         async with connected(options) as client:
             return await client.audit()
 
@@ -51,9 +53,9 @@ def stats(
     return 0
 
 
-def _print_stats(stats: wire.Stats) -> None:
+def _print_stats(stats: Stats) -> None:
     columns = (
-        "user", "requests", *wire.OUTCOMES, "answers", "compute", "prompt", "cached", "drafted", "accepted", "saved",
+        "user", "requests", *OUTCOMES, "answers", "compute", "prompt", "cached", "drafted", "accepted", "saved",
         "stored", "wrong hits",
     )  # fmt: skip
     rows = [_stats_row(user) for user in stats["users"]]
@@ -62,11 +64,11 @@ def _print_stats(stats: wire.Stats) -> None:
     render.table(columns, rows, right=columns[1:])
 
 
-def _stats_row(user: wire.UserStats) -> list[str]:
+def _stats_row(user: UserStats) -> list[str]:
     return [
         user["user"],
         render.count(user["requests"]),
-        *(render.count(user["outcomes"].get(outcome, 0)) for outcome in wire.OUTCOMES),
+        *(render.count(user["outcomes"].get(outcome, 0)) for outcome in OUTCOMES),
         render.percent(user["answer_share"]),
         render.percent(user["compute_share"]),
         render.count(user["prompt_tokens"]),
@@ -85,7 +87,7 @@ def ps(options: Options) -> int:
 
     from semcache.cli.connect import connected
 
-    async def fetch() -> wire.Status:
+    async def fetch() -> Status:
         async with connected(options, start=False) as client:
             return await client.status()
 
@@ -99,7 +101,7 @@ def ps(options: Options) -> int:
     return 0
 
 
-def status_rows(status: wire.Status) -> list[tuple[str, str]]:
+def status_rows(status: Status) -> list[tuple[str, str]]:
     """The lines of `ps` and `daemon status`."""
     queue, tiers, everything = status["queue"], status["tiers"], sum(status["outcomes"].values())
     hits = everything - status["outcomes"].get("miss", 0)
@@ -125,7 +127,7 @@ def status_rows(status: wire.Status) -> list[tuple[str, str]]:
     return rows
 
 
-def semantic_line(semantic: wire.SemanticStatus) -> str:
+def semantic_line(semantic: SemanticStatus) -> str:
     """The policy, its budgets, what audits found, and what the embedder is doing."""
     budgets = (
         f"at most {percent(semantic['max_error'])} wrong per request, {percent(semantic['max_hit_error'])} per hit"
@@ -140,7 +142,7 @@ def semantic_line(semantic: wire.SemanticStatus) -> str:
     )
 
 
-def model_line(model: wire.ModelStatus) -> str:
+def model_line(model: ModelStatus) -> str:
     """One model in one line, without what is not known."""
     state = model["state"] + (f" {model['stage']}" if model["stage"] else "")
     state += f" {model['progress']:.0%}" if model["progress"] is not None and model["state"] == "loading" else ""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semcache import errors, wire
+from semcache import errors
 from semcache.cli import render
 from semcache.cli.options import Options
+from semcache.wire.trust import TuneReport
 
 if TYPE_CHECKING:
     from semcache.client import Client
@@ -39,7 +40,7 @@ def tune(options: Options, max_error: Budget = None, max_hit_error: HitBudget = 
                     f"--{name} {share:g}: must be a share between 0 and 1, as 0.02 for 2 %", param=name
                 )
 
-    async def compare() -> wire.TuneReport:
+    async def compare() -> TuneReport:
         async with connected(options) as client:
             return await client.tune(*await _grid(client, max_error, max_hit_error))
 
@@ -68,7 +69,7 @@ def _around(share: float) -> list[float]:
     return [around for factor in FACTORS if 0 < (around := float(f"{share * factor:.6g}")) < 1]
 
 
-def _print(options: Options, report: wire.TuneReport) -> None:
+def _print(options: Options, report: TuneReport) -> None:
     from semcache.wording import interval, percent
 
     columns = ("max error", "max hit error", "served", "of", "share", "labelled", "wrong", "rate (95 %)", "")

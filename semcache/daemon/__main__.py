@@ -22,10 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from semcache import __version__, wire
+from semcache import __version__
 from semcache.config import Config
 from semcache.errors import ModelLoadError, SemcacheError, StoreError
 from semcache.paths import Paths, check_socket_path, make_private_dir
+from semcache.wire.protocol import PROTOCOL
 
 log = logging.getLogger("semcache.daemon")
 
@@ -238,7 +239,7 @@ async def _end_when_idle(config: Config, daemon: Any, shut_down: Any) -> None:
 
 def _write_daemon_file(paths: Paths, autostarted: bool) -> None:
     about = {
-        "pid": os.getpid(), "version": __version__, "protocol": wire.PROTOCOL, "socket": str(paths.socket),
+        "pid": os.getpid(), "version": __version__, "protocol": PROTOCOL, "socket": str(paths.socket),
         "started_at": time.time(), "autostarted": autostarted,
     }  # fmt: skip
     paths.daemon_file.write_text(json.dumps(about) + "\n", encoding="utf-8")

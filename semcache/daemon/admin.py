@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from semcache import wire
 from semcache.daemon import bodies
 from semcache.daemon.auth import canonical_user, principal
 from semcache.daemon.cache.strategy import principal_of
@@ -24,6 +23,8 @@ from semcache.daemon.overview import EmbedderSlot, Overview
 from semcache.daemon.service import Service
 from semcache.daemon.trust import Trust
 from semcache.errors import UnavailableError, UsageError
+from semcache.wire.entries import CheckReport, Cleared, EntryDetail, PinResult
+from semcache.wire.status import ModelStatus, Stats, Status
 
 
 def routes(
@@ -60,11 +61,11 @@ def routes(
         return JSONResponse({"status": "ready"})
 
     @router.get("/v1/semcache/status", response_model=None)
-    async def status() -> wire.Status:
+    async def status() -> Status:
         return await in_pool(overview.status)  # type: ignore[no-any-return]
 
     @router.get("/v1/semcache/stats", response_model=None)
-    async def stats(http: Request) -> wire.Stats:
+    async def stats(http: Request) -> Stats:
         return await in_pool(library.stats, principal(http.scope["state"]))  # type: ignore[no-any-return]
 
     @router.get("/v1/semcache/requests", response_model=None)
@@ -91,7 +92,7 @@ def routes(
         return {"entries": rows}
 
     @router.get("/v1/semcache/entries/{entry_id}", response_model=None)
-    async def entry(http: Request, entry_id: str) -> wire.EntryDetail:
+    async def entry(http: Request, entry_id: str) -> EntryDetail:
         return await in_pool(library.entry, principal(http.scope["state"]), entry_id)  # type: ignore[no-any-return]
 
     @router.delete("/v1/semcache/entries/{entry_id}", response_model=None)
@@ -101,18 +102,18 @@ def routes(
         return {"removed": 1}
 
     @router.put("/v1/semcache/entries/{entry_id}/pin", response_model=None)
-    async def pin(http: Request, entry_id: str) -> wire.PinResult:
+    async def pin(http: Request, entry_id: str) -> PinResult:
         await service.settled()  # the KV of what was just answered counts
         caller = principal(http.scope["state"])
         return await in_pool(partial(library.pin, caller, entry_id, pinned=True))  # type: ignore[no-any-return]
 
     @router.delete("/v1/semcache/entries/{entry_id}/pin", response_model=None)
-    async def unpin(http: Request, entry_id: str) -> wire.PinResult:
+    async def unpin(http: Request, entry_id: str) -> PinResult:
         caller = principal(http.scope["state"])
         return await in_pool(partial(library.pin, caller, entry_id, pinned=False))  # type: ignore[no-any-return]
 
     @router.post("/v1/semcache/clear", response_model=None)
-    async def clear(http: Request) -> wire.Cleared:
+    async def clear(http: Request) -> Cleared:
         body = bodies.parse(bodies.ClearBody, await http.body())
         caller = principal(http.scope["state"])
         whose = canonical_user(caller, body.user) if body.user is not None else None
@@ -121,7 +122,7 @@ def routes(
         return await in_pool(clear)  # type: ignore[no-any-return]
 
     @router.post("/v1/semcache/check", response_model=None)
-    async def check(http: Request) -> wire.CheckReport:
+    async def check(http: Request) -> CheckReport:
         body = bodies.parse(bodies.CheckBody, await http.body())
         await service.settled()
         return await in_pool(library.check, body.fix)  # type: ignore[no-any-return]
@@ -131,13 +132,13 @@ def routes(
         return {"models": [overview.model()]}
 
     @router.post("/v1/semcache/models/load", response_model=None)
-    async def load() -> wire.ModelStatus:
+    async def load() -> ModelStatus:
         engine.load()
         await overview.until_settled(600)
         return overview.model()
 
     @router.post("/v1/semcache/models/unload", response_model=None)
-    async def unload() -> wire.ModelStatus:
+    async def unload() -> ModelStatus:
         engine.unload()
         await overview.until(lambda: engine.model.state != "ready", 60)
         return overview.model()

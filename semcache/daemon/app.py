@@ -10,9 +10,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from semcache import __version__, wire
+from semcache import __version__
 from semcache.daemon.http import error_body, status_of
 from semcache.errors import NotFoundError, SemcacheError, UsageError
+from semcache.wire.protocol import PROTOCOL
 
 
 def create_app(routers: Sequence[APIRouter]) -> FastAPI:
@@ -37,7 +38,7 @@ class _Versioned:
         self._app = app
         self._headers = [
             (b"x-semcache-version", __version__.encode()),
-            (b"x-semcache-protocol", str(wire.PROTOCOL).encode()),
+            (b"x-semcache-protocol", str(PROTOCOL).encode()),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

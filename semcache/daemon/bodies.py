@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from semcache import wire
 from semcache.config import Config
 from semcache.daemon.live import Ask
 from semcache.daemon.request import CacheMode, CacheOptions, Message, Sampling
 from semcache.errors import UnsupportedError, UsageError
+from semcache.wire.protocol import CACHE_MODES, STRATEGIES
 
 # Fields of OpenAI's API that change nothing here, so ignoring them is honest.
 _HARMLESS = {"metadata", "store", "service_tier", "stream_options", "prompt_cache_key", "safety_identifier"}
@@ -189,12 +189,12 @@ def cache_options(
 ) -> CacheOptions:
     """Body fields and the Cache-Control header as one; `no_cache` and `off` are two names of one thing."""
     strategy = strategy or config.cache.strategy
-    if strategy not in wire.STRATEGIES:
+    if strategy not in STRATEGIES:
         raise UsageError(
-            f"unknown cache strategy {strategy!r}; choose one of {', '.join(wire.STRATEGIES)}", param="cache_strategy"
+            f"unknown cache strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}", param="cache_strategy"
         )
-    if mode is not None and mode not in wire.CACHE_MODES:
-        raise UsageError(f"unknown cache mode {mode!r}; choose one of {', '.join(wire.CACHE_MODES)}", param="cache")
+    if mode is not None and mode not in CACHE_MODES:
+        raise UsageError(f"unknown cache mode {mode!r}; choose one of {', '.join(CACHE_MODES)}", param="cache")
     directives = {part.strip().lower() for part in (cache_control or "").split(",") if part.strip()}
     off = strategy == "no_cache" or mode == "off"
     return CacheOptions(

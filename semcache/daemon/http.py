@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi.sse import format_sse_event
@@ -25,6 +24,7 @@ from semcache.errors import (
     UnavailableError,
     UsageError,
 )
+from semcache.wire.protocol import ErrorBody
 
 # Walked by class order of the raised error, so a new leaf needs no new row.
 STATUS: dict[type[SemcacheError], int] = {
@@ -49,7 +49,7 @@ def status_of(error: SemcacheError) -> int:
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def error_body(error: SemcacheError | None, status: int | None = None) -> dict[str, Any]:
+def error_body(error: SemcacheError | None, status: int | None = None) -> dict[str, ErrorBody]:
     """OpenAI's error object; None is a request that was cancelled."""
     shown = error or EngineError("the request was cancelled")
     kind = _TYPES.get(status or status_of(shown), "api_error")

@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, cast
 
-from semcache import wire
 from semcache.daemon.receipts import ask_receipt, kept_receipt
 from semcache.daemon.request import Outcome, Receipt, Request
 from semcache.store.store import Store
 from semcache.store.usage import UsageRecord
+from semcache.wire.protocol import EventKind
+from semcache.wire.receipts import AskReceipt
+from semcache.wire.status import LatencyStatus
 
 _MAX_LATENCIES = 1024
 _MAX_RECENT = 500
@@ -48,7 +50,7 @@ class Journal:
         if self._readers:
             self.tell("request", ask_receipt(request))
 
-    def tell(self, kind: wire.EventKind, data: Any) -> None:
+    def tell(self, kind: EventKind, data: Any) -> None:
         """Hand one event to every reader."""
         for reader in self._readers:
             if reader.qsize() >= _MAX_PENDING_EVENTS:
@@ -73,7 +75,7 @@ class Journal:
         """A request that this process still remembers."""
         return self._recent.get(request_id)
 
-    async def recent(self, limit: int, principal: str, pool: Executor) -> list[wire.AskReceipt]:
+    async def recent(self, limit: int, principal: str, pool: Executor) -> list[AskReceipt]:
         """Newest first: what this process remembers, then what the store kept of older ones but for damaged rows."""
         mine = [r for r in reversed(self._recent.values()) if _belongs(r.user, principal)]
         receipts = [ask_receipt(request) for request in mine[:limit]]
@@ -82,7 +84,7 @@ class Journal:
             loop = asyncio.get_running_loop()
             rows = await loop.run_in_executor(pool, self._store.recent_requests, limit, principal)
             older = [row.receipt for row in rows if row.id not in known and row.receipt.get("id") == row.id]
-            receipts += cast("list[wire.AskReceipt]", older)
+            receipts += cast("list[AskReceipt]", older)
         return receipts[:limit]
 
     def record(self, request: Request, saved_ms: float) -> None:
@@ -112,7 +114,7 @@ class Journal:
             )
         )  # fmt: skip
 
-    def latency(self) -> dict[str, wire.LatencyStatus]:
+    def latency(self) -> dict[str, LatencyStatus]:
         return {
             name: {
                 "n": len(ttft),

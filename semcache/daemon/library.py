@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
-from semcache import wire
 from semcache.config import Config
 from semcache.daemon.cache.strategy import global_scope, principal_of, user_scope
 from semcache.daemon.receipts import iso, scope_kind, wrong_hits
@@ -13,6 +12,8 @@ from semcache.errors import NotFoundError, StoreError, UsageError
 from semcache.store.entries import SORTS, Entry
 from semcache.store.store import Store
 from semcache.store.usage import UserUsage
+from semcache.wire.entries import CheckReport, Cleared, EntryDetail, EntryEvidence, EntrySummary, PinResult
+from semcache.wire.status import STATS_SCHEMA, Stats, UserStats
 
 
 class Library:
@@ -32,9 +33,7 @@ class Library:
 
     # Entries
 
-    def entries(
-        self, caller: str, user: str | None, limit: int, sort: str, match: str | None
-    ) -> list[wire.EntrySummary]:
+    def entries(self, caller: str, user: str | None, limit: int, sort: str, match: str | None) -> list[EntrySummary]:
         if sort not in SORTS:
             raise UsageError(f"sort = {sort!r}: must be one of {', '.join(SORTS)}", param="sort")
         rows = self._store.list_entries(
@@ -42,7 +41,7 @@ class Library:
         )
         return [_summary(entry) for entry in rows if self._may_see(caller, entry)]
 
-    def entry(self, caller: str, entry_id: str) -> wire.EntryDetail:
+    def entry(self, caller: str, entry_id: str) -> EntryDetail:
         entry = self._visible(caller, entry_id)
         stored = self._store.prompt_stored(entry.id)
         return {
@@ -60,14 +59,14 @@ class Library:
             "evidence": self._evidence(entry),
         }
 
-    def summary(self, entry: Entry) -> wire.EntrySummary:
+    def summary(self, entry: Entry) -> EntrySummary:
         return _summary(entry)
 
     def users_of(self, caller: str) -> list[str]:
         """The caller and every sub-user of it that asked or stored anything."""
         return sorted(user for user in {caller, *self._store.users()} if principal_of(user) == caller)
 
-    def _evidence(self, entry: Entry) -> wire.EntryEvidence | None:
+    def _evidence(self, entry: Entry) -> EntryEvidence | None:
         found = self._store.evidence.of_entry(entry.id)
         if found is None:
             return None
@@ -81,7 +80,7 @@ class Library:
         self._store.delete_entries([entry.id])
         self._forget_entry(entry.scope, entry.id)
 
-    def pin(self, caller: str, entry_id: str, *, pinned: bool) -> wire.PinResult:
+    def pin(self, caller: str, entry_id: str, *, pinned: bool) -> PinResult:
         """Pin or unpin an entry of the caller's; doing so twice changes nothing. Raises PinLimitError."""
         entry = self._own(caller, entry_id)
         if not self._store.pin_entry(entry.id, pinned=pinned):
@@ -90,7 +89,7 @@ class Library:
         kv = (stored.num_stored, stored.size_bytes) if stored is not None else (0, 0)
         return {"id": entry.id, "pinned": pinned, "blocks": kv[0], "bytes": entry.size_bytes + kv[1]}
 
-    def clear(self, caller: str, user: str | None, namespace: str | None, *, keep_pinned: bool = False) -> wire.Cleared:
+    def clear(self, caller: str, user: str | None, namespace: str | None, *, keep_pinned: bool = False) -> Cleared:
         """Remove what one sub-user wrote, or all of the caller's sub-users; within one namespace of theirs."""
         users = [user] if user is not None else self.users_of(caller)
         scopes = [user_scope(name, namespace or "").name for name in users]
@@ -137,17 +136,17 @@ class Library:
 
     # Statistics
 
-    def stats(self, caller: str) -> wire.Stats:
+    def stats(self, caller: str) -> Stats:
         mine = [row for row in self._store.usage().users if principal_of(row.user) == caller]
         audited = self._store.decisions.wrong_hits_by_user()
         counts = [audited.get(row.user, (0, 0)) for row in mine]
         return {
-            "schema": wire.STATS_SCHEMA,
+            "schema": STATS_SCHEMA,
             "total": self._user_stats(_sum(mine), sum(c[0] for c in counts), sum(c[1] for c in counts)),
             "users": [self._user_stats(row, *count) for row, count in zip(mine, counts, strict=True)],
         }
 
-    def _user_stats(self, row: UserUsage, num_audits: int, num_wrong: int) -> wire.UserStats:
+    def _user_stats(self, row: UserUsage, num_audits: int, num_wrong: int) -> UserStats:
         answer_hits = row.exact + row.semantic
         compute_hits = answer_hits + row.draft + row.prefix
         answered = max(1, compute_hits + row.miss)
@@ -173,7 +172,7 @@ class Library:
 
     # Upkeep
 
-    def check(self, fix: bool) -> wire.CheckReport:
+    def check(self, fix: bool) -> CheckReport:
         result = self._store.check(fix)
         return {
             "ok": result.ok,
@@ -189,7 +188,7 @@ def _not_there(entry_id: str) -> NotFoundError:
     return NotFoundError(f"no entry {entry_id!r}; `semcache cache ls` lists them", param="id")
 
 
-def _summary(entry: Entry) -> wire.EntrySummary:
+def _summary(entry: Entry) -> EntrySummary:
     return {
         "id": entry.id,
         "user": entry.user,

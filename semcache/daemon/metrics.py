@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from semcache.wire import OUTCOMES, LatencyStatus, Status
+from semcache.wire.protocol import OUTCOMES
+from semcache.wire.status import LatencyStatus, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "semcache_"

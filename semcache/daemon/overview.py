@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from semcache import __version__, wire
+from semcache import __version__
 from semcache.config import Config
 from semcache.daemon.cache.embedder import Embedder
 from semcache.daemon.cache.verified import VerifiedPolicy
@@ -18,6 +18,8 @@ from semcache.daemon.receipts import owner_of, wrong_hits
 from semcache.daemon.service import Service
 from semcache.errors import SemcacheError, UnavailableError
 from semcache.store.store import Store
+from semcache.wire.protocol import OUTCOMES, PROTOCOL
+from semcache.wire.status import STATUS_SCHEMA, ModelStatus, SemanticStatus, Status
 
 
 class EmbedderSlot:
@@ -109,7 +111,7 @@ class Overview:
 
     # Pictures
 
-    def model(self) -> wire.ModelStatus:
+    def model(self) -> ModelStatus:
         model, served = self._engine.model, self._engine.served
         info = served.info if served is not None else None
         return {
@@ -130,13 +132,13 @@ class Overview:
             "unloads_in_s": self._engine.unloads_in_s,
         }
 
-    def status(self) -> wire.Status:
+    def status(self) -> Status:
         """Everything; reads the database, so on a pool thread."""
         tiers = self._store.tier_status()
         return {
-            "schema": wire.STATUS_SCHEMA,
+            "schema": STATUS_SCHEMA,
             "version": __version__,
-            "protocol": wire.PROTOCOL,
+            "protocol": PROTOCOL,
             "pid": os.getpid(),
             "state": self.state,
             "uptime_s": round(time.monotonic() - self._started, 1),
@@ -152,14 +154,14 @@ class Overview:
                 name: {"used_bytes": tier.used_bytes, "limit_bytes": tier.limit_bytes, "items": tier.items}
                 for name, tier in tiers.items()
             },
-            "outcomes": {outcome: self._journal.outcomes[outcome] for outcome in wire.OUTCOMES},
+            "outcomes": {outcome: self._journal.outcomes[outcome] for outcome in OUTCOMES},
             "latency": self._journal.latency(),
             "semantic": self._semantic(),
             "counters": {**self._store.counters(), "engine_failures": self._engine.num_failures},
             "warnings": self._warnings(),
         }
 
-    def _semantic(self) -> wire.SemanticStatus:
+    def _semantic(self) -> SemanticStatus:
         semantic, decisions = self._config.semantic, self._store.decisions
         num_audits, num_wrong = decisions.wrong_hits()
         suspended = self._policy.suspended() if self._policy is not None else []

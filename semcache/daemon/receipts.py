@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from semcache import wire
 from semcache.daemon.cache.bounds import wilson
 from semcache.daemon.cache.policy import Considered
 from semcache.daemon.request import Outcome, Receipt, Request
 from semcache.store.decisions import Decision
+from semcache.wire.receipts import ASK_SCHEMA, AskReceipt, CacheReceipt, CandidateRow, Timing, Usage
+from semcache.wire.status import WrongHits
 
 
 def iso(seconds: float) -> str:
@@ -26,13 +27,13 @@ def owner_of(scope: str) -> str:
     return rest if kind == "user" else kind
 
 
-def wrong_hits(audits: int, wrong: int) -> wire.WrongHits:
+def wrong_hits(audits: int, wrong: int) -> WrongHits:
     """What audits found, with Wilson's interval."""
     rate = round(wrong / audits, 6) if audits else None
     return {"audits": audits, "wrong": wrong, "rate": rate, "ci95": wilson(wrong, audits)}
 
 
-def candidate_row(item: Considered, *, served: bool) -> wire.CandidateRow:
+def candidate_row(item: Considered, *, served: bool) -> CandidateRow:
     candidate = item.candidate
     return {
         "entry": candidate.entry_id,
@@ -47,7 +48,7 @@ def candidate_row(item: Considered, *, served: bool) -> wire.CandidateRow:
     }
 
 
-def cache_receipt(receipt: Receipt, num_passes: int | None = None) -> wire.CacheReceipt:
+def cache_receipt(receipt: Receipt, num_passes: int | None = None) -> CacheReceipt:
     """`num_passes` is None while the request still runs."""
     return {
         "outcome": receipt.outcome.value,
@@ -66,7 +67,7 @@ def cache_receipt(receipt: Receipt, num_passes: int | None = None) -> wire.Cache
     }
 
 
-def usage(request: Request) -> wire.Usage:
+def usage(request: Request) -> Usage:
     num_completion = len(request.output_tokens)
     return {
         "prompt_tokens": request.num_prompt_tokens,
@@ -80,7 +81,7 @@ def _ms(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else round((end - start) * 1e3, 3)
 
 
-def timing(request: Request) -> wire.Timing:
+def timing(request: Request) -> Timing:
     """Milliseconds; `queue` is the wait for a slot, `decode` runs from the first token to the end."""
     t = request.times
     return {
@@ -107,11 +108,11 @@ def turn_event(user: str, request_id: str, num_tokens: int) -> dict[str, object]
     return {"kind": "turn", "user": user, "request": request_id, "tokens": num_tokens}
 
 
-def ask_receipt(request: Request) -> wire.AskReceipt:
+def ask_receipt(request: Request) -> AskReceipt:
     """The whole receipt; while the request runs it says what is known so far."""
     receipt = request.receipt or Receipt(Outcome.MISS, "pending", request.options.strategy)
-    body: wire.AskReceipt = {
-        "schema": wire.ASK_SCHEMA,
+    body: AskReceipt = {
+        "schema": ASK_SCHEMA,
         "id": request.id,
         "created": iso(request.created_at),
         "model": request.model,
@@ -131,7 +132,7 @@ def ask_receipt(request: Request) -> wire.AskReceipt:
     return body
 
 
-def kept_receipt(request: Request) -> wire.AskReceipt:
+def kept_receipt(request: Request) -> AskReceipt:
     """The receipt for the history: without candidates, whose text outlives neither its entry nor its user.
 
     Of a request that wants nothing stored it holds no text at all: an exact hit's `matched_prompt` is its own prompt.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from semcache import wire
 from semcache.config import Config
 from semcache.daemon.cache.embedder import Embedder
 from semcache.daemon.cache.lessons import Lessons
@@ -22,6 +21,21 @@ from semcache.daemon.request import Outcome, Request
 from semcache.errors import NotFoundError, UsageError
 from semcache.store.decisions import Decision
 from semcache.store.store import Store
+from semcache.wire.entries import FoundEntry
+from semcache.wire.receipts import CandidateRow
+from semcache.wire.trust import (
+    AUDIT_SCHEMA,
+    EXPLAIN_SCHEMA,
+    TUNE_SCHEMA,
+    AuditReport,
+    AuditRow,
+    Budgets,
+    Explanation,
+    FeedbackResult,
+    ScopeEvidence,
+    TuneReport,
+    TuneRow,
+)
 
 _MAX_TUNED = 50_000
 
@@ -42,7 +56,7 @@ class Trust:
 
     # Explanations
 
-    def explanation(self, request: Request, match: Match) -> wire.Explanation:
+    def explanation(self, request: Request, match: Match) -> Explanation:
         """What would be done with a request that was only looked up."""
         receipt = match.receipt
         drafts = bool(match.donors)
@@ -57,7 +71,7 @@ class Trust:
             "evidence": self._evidence(self._scopes_of(request)),
         }
 
-    def explained(self, caller: str, request_id: str) -> wire.Explanation:
+    def explained(self, caller: str, request_id: str) -> Explanation:
         """What was considered for a past request of the caller."""
         request = self._journal.request(request_id)
         if request is not None and principal_of(request.user) == caller and request.receipt is not None:
@@ -92,10 +106,10 @@ class Trust:
             "evidence": self._evidence(sorted({d.scope for d in recorded})),
         }
 
-    def _settings(self, prompt: str, user: str, strategy: str) -> wire.Explanation:
+    def _settings(self, prompt: str, user: str, strategy: str) -> Explanation:
         semantic = self._config.semantic
         return {
-            "schema": wire.EXPLAIN_SCHEMA, "prompt": prompt, "user": user, "strategy": strategy,
+            "schema": EXPLAIN_SCHEMA, "prompt": prompt, "user": user, "strategy": strategy,
             "policy": semantic.policy, "max_error": semantic.max_error, "max_hit_error": semantic.max_hit_error,
             "threshold": semantic.threshold, "outcome": "", "reason": "", "candidates": [], "donor": None,
             "prefix_tokens": 0, "evidence": [],
@@ -108,7 +122,7 @@ class Trust:
         )  # fmt: skip
         return [scope.name for scope in granted.read]
 
-    def _recorded_row(self, decision: Decision) -> wire.CandidateRow:
+    def _recorded_row(self, decision: Decision) -> CandidateRow:
         entry = self._store.get_entry(decision.entry_id) if decision.entry_id else None
         return {
             "entry": decision.entry_id or "", "scope": scope_kind(decision.scope),
@@ -117,7 +131,7 @@ class Trust:
             "verdict": "served" if decision.served else "refused", "reason": decision.reason,
         }  # fmt: skip
 
-    def near(self, user: str, text: str, limit: int, embedder: Embedder | None) -> list[wire.FoundEntry]:
+    def near(self, user: str, text: str, limit: int, embedder: Embedder | None) -> list[FoundEntry]:
         """Stored prompts nearest to a text, in the user's scope and the shared one."""
         if embedder is None:
             raise UsageError(
@@ -138,12 +152,12 @@ class Trust:
 
     # Audits
 
-    def audits(self, caller: str) -> wire.AuditReport:
+    def audits(self, caller: str) -> AuditReport:
         users = self._library.users_of(caller)
         recent = self._store.decisions.recent(users=users, limit=50, labelled=True)
         semantic = self._config.semantic
         return {
-            "schema": wire.AUDIT_SCHEMA, "policy": semantic.policy, "equivalence": semantic.equivalence,
+            "schema": AUDIT_SCHEMA, "policy": semantic.policy, "equivalence": semantic.equivalence,
             "audit_rate": semantic.audit_rate, "due": self._store.decisions.num_due(),
             "scopes": self._evidence(self._scopes(caller)), "recent": [_audit_row(decision) for decision in recent],
         }  # fmt: skip
@@ -154,7 +168,7 @@ class Trust:
             names.append(global_scope(caller, self._config.cache.allow_global).name)
         return names
 
-    def _evidence(self, scopes: Iterable[str]) -> list[wire.ScopeEvidence]:
+    def _evidence(self, scopes: Iterable[str]) -> list[ScopeEvidence]:
         rows = []
         for scope in scopes:
             if self._policy is not None:
@@ -166,7 +180,7 @@ class Trust:
 
     # Feedback
 
-    def feedback(self, caller: str, marked_id: str, verdict: str) -> wire.FeedbackResult:
+    def feedback(self, caller: str, marked_id: str, verdict: str) -> FeedbackResult:
         """Label the semantic hit of a request, or remove an entry whose answer is wrong in itself."""
         if marked_id.startswith("req_"):
             return self._mark_request(caller, marked_id, verdict)
@@ -177,7 +191,7 @@ class Trust:
         return {"request": None, "entry": marked_id, "verdict": verdict, "removed": verdict == "wrong",
                 "negative_pair": False}  # fmt: skip
 
-    def _mark_request(self, caller: str, request_id: str, verdict: str) -> wire.FeedbackResult:
+    def _mark_request(self, caller: str, request_id: str, verdict: str) -> FeedbackResult:
         mine = [d for d in self._store.decisions.of_request(request_id) if principal_of(d.user) == caller]
         decision = next((d for d in mine if d.served), None)
         if decision is not None and decision.entry_id is not None:
@@ -209,11 +223,11 @@ class Trust:
 
     # Other budgets
 
-    def tune(self, caller: str, max_error: Sequence[float], max_hit_error: Sequence[float]) -> wire.TuneReport:
+    def tune(self, caller: str, max_error: Sequence[float], max_hit_error: Sequence[float]) -> TuneReport:
         """What every pair of budgets would have served of the caller's recorded requests; changes nothing."""
         recorded = self._store.decisions.recent(users=self._library.users_of(caller), limit=_MAX_TUNED)
         recorded.reverse()  # in the order in which they were taken
-        rows: list[wire.TuneRow] = []
+        rows: list[TuneRow] = []
         for error in max_error:
             for hit_error in max_hit_error:
                 outcome = replay(
@@ -226,8 +240,8 @@ class Trust:
                     "rate": outcome.rate, "ci95": outcome.ci95, "words": outcome.words,
                 })  # fmt: skip
         semantic = self._config.semantic
-        current: wire.Budgets = {"max_error": semantic.max_error, "max_hit_error": semantic.max_hit_error}
-        return {"schema": wire.TUNE_SCHEMA, "current": current, "rows": rows}
+        current: Budgets = {"max_error": semantic.max_error, "max_hit_error": semantic.max_hit_error}
+        return {"schema": TUNE_SCHEMA, "current": current, "rows": rows}
 
 
 def _is_served(match: Match, item: Considered) -> bool:
@@ -238,7 +252,7 @@ def _is_served(match: Match, item: Considered) -> bool:
     )
 
 
-def _scope_row(scope: str, status: ScopeStatus) -> wire.ScopeEvidence:
+def _scope_row(scope: str, status: ScopeStatus) -> ScopeEvidence:
     return {
         "scope": scope_kind(scope), "user": _user(scope), "state": status.state, "requests": status.requests,
         "labels": status.labels, "served": status.served, "audits": status.audits, "wrong": status.wrong,
@@ -246,7 +260,7 @@ def _scope_row(scope: str, status: ScopeStatus) -> wire.ScopeEvidence:
     }  # fmt: skip
 
 
-def _measured_row(scope: str, audits: int, wrong: int, threshold: float) -> wire.ScopeEvidence:
+def _measured_row(scope: str, audits: int, wrong: int, threshold: float) -> ScopeEvidence:
     return {
         "scope": scope_kind(scope), "user": _user(scope), "state": "serving", "requests": 0, "labels": 0,
         "served": 0, "threshold": threshold, "words": "a fixed threshold: measured, not bounded",
@@ -258,7 +272,7 @@ def _user(scope: str) -> str | None:
     return owner_of(scope) if scope.startswith("user:") else None
 
 
-def _audit_row(decision: Decision) -> wire.AuditRow:
+def _audit_row(decision: Decision) -> AuditRow:
     return {
         "request": decision.request_id, "at": iso(decision.at), "user": decision.user,
         "entry": decision.entry_id or "", "prompt": decision.prompt, "matched_prompt": decision.matched_prompt or "",

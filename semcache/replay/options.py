@@ -9,7 +9,7 @@ from typing import Any
 from semcache.errors import UsageError
 from semcache.replay.gates import Gate
 from semcache.replay.judge import JUDGES
-from semcache.wire import STRATEGIES
+from semcache.wire.protocol import STRATEGIES
 
 MAX_USERS = 10_000
 MAX_CONCURRENCY = 1024

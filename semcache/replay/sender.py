@@ -7,12 +7,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from semcache import wire
 from semcache.client import Client
 from semcache.errors import DaemonUnreachableError, EngineError, SemcacheError
 from semcache.replay.options import ReplayOptions
 from semcache.replay.plan import Job
 from semcache.replay.record import Reply
+from semcache.wire.receipts import AskReceipt
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DaemonSender:
     async def send(self, job: Job, use: CacheUse) -> Reply:
         extras = {"cache_strategy": use.strategy, "cache": use.mode, "cache_namespace": use.namespace}
         body = base_body(job, self._options) | {name: value for name, value in extras.items() if value is not None}
-        receipt: wire.AskReceipt | None = None
+        receipt: AskReceipt | None = None
         first: float | None = None
         started = time.perf_counter()
         async with aclosing(cast("Any", self._client.ask_stream(body))) as events:
@@ -69,7 +69,7 @@ class DaemonSender:
                 if isinstance(event, str):
                     first = first or time.perf_counter()
                 elif "schema" in event:
-                    receipt = cast("wire.AskReceipt", event)
+                    receipt = cast("AskReceipt", event)
         ended = time.perf_counter()
         if receipt is None:
             raise EngineError("the answer ended without a receipt")

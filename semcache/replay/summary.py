@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semcache import wire
 from semcache.replay.dataset import Dataset
 from semcache.replay.gates import Gate, check
 from semcache.replay.judge import wilson95
 from semcache.replay.memory import Memory
 from semcache.replay.record import RequestRecord, cached_tokens
+from semcache.wire.protocol import OUTCOMES
 
 PERCENTILES = (50, 95, 99)
 ANSWER_HITS = ("exact", "semantic")
 COMPUTE_HITS = ("exact", "semantic", "draft", "prefix")
 UNKNOWN = "unknown"
+SCHEMA = "semcache.replay/1"
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ def summarise(measured: Measured) -> dict[str, Any]:
     records = measured.records
     answered = [record for record in records if record.reply]
     reference = _Reference(answered, measured.baseline)
-    names = (UNKNOWN,) if measured.settings.get("target") else wire.OUTCOMES
+    names = (UNKNOWN,) if measured.settings.get("target") else OUTCOMES
     num = len(records)
     outcomes = {
         name: _group([record for record in answered if _outcome(record) == name], num, reference) for name in names
     }
     seconds = _duration_s(records)
     return {
-        "schema": wire.REPLAY_SCHEMA,
+        "schema": SCHEMA,
         "dataset": _dataset(measured.dataset),
         "settings": {**measured.settings, "percentiles": "nearest-rank", "speedup": reference.described},
         "requests": num,

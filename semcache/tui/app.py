@@ -25,7 +25,9 @@ from semcache.tui.once import print_once
 from semcache.tui.panels import Numbers
 from semcache.tui.request_log import RequestLog, created_at
 from semcache.tui.top_screen import TopScreen
-from semcache.wire import OUTCOMES, AskReceipt, Status
+from semcache.wire.protocol import OUTCOMES
+from semcache.wire.receipts import AskReceipt
+from semcache.wire.status import Status
 from semcache.wording import suspended_words
 
 MAX_RATES = 512

@@ -18,7 +18,7 @@ from semcache.errors import SemcacheError
 from semcache.tui import units
 from semcache.tui.feed import Source
 from semcache.tui.outcomes import outcome_badge
-from semcache.wire import AskReceipt, CacheReceipt
+from semcache.wire.receipts import AskReceipt, CacheReceipt
 
 _HINT = "a: ask the model · enter: send · escape: back"
 

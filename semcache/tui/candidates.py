@@ -5,7 +5,8 @@ from __future__ import annotations
 from textual.content import Content
 
 from semcache.tui import units
-from semcache.wire import CandidateRow, Explanation, ScopeEvidence
+from semcache.wire.receipts import CandidateRow
+from semcache.wire.trust import Explanation, ScopeEvidence
 from semcache.wording import differing, estimate, verdict_words
 
 _VERDICTS = {"served": ("✔", ".exact"), "refused": ("✘", ".faint")}

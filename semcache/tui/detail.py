@@ -21,7 +21,8 @@ from semcache.tui.feed import Source
 from semcache.tui.marking import MarkAsked
 from semcache.tui.outcomes import STYLES, badge, is_running
 from semcache.tui.request_log import local_time
-from semcache.wire import AskReceipt, Explanation, Timing
+from semcache.wire.receipts import AskReceipt, Timing
+from semcache.wire.trust import Explanation
 from semcache.wording import reason_words
 
 _LABEL_WIDTH = 9

@@ -13,7 +13,9 @@ from typing import Any, Protocol, cast
 from textual.message import Message
 
 from semcache.errors import DaemonUnreachableError, SemcacheError
-from semcache.wire import AskReceipt, CacheReceipt, Explanation, FeedbackResult, ModelStatus, Stats, Status
+from semcache.wire.receipts import AskReceipt, CacheReceipt
+from semcache.wire.status import ModelStatus, Stats, Status
+from semcache.wire.trust import Explanation, FeedbackResult
 
 POLL_TIMEOUT_S = 10.0
 FLUSH_INTERVAL_S = 0.1

@@ -10,7 +10,7 @@ from semcache.errors import SemcacheError
 from semcache.tui import units
 from semcache.tui.feed import Source
 from semcache.tui.outcomes import is_running
-from semcache.wire import AskReceipt
+from semcache.wire.receipts import AskReceipt
 from semcache.wording import is_other_wording, marked_words
 
 CONFIRM_S = 8.0

@@ -14,7 +14,9 @@ from semcache.tui.outcomes import ANSWER_HITS, COMPUTE_HITS, badge, why
 from semcache.tui.panels import NO_LATENCY, semantic
 from semcache.tui.request_log import local_time
 from semcache.tui.users import USER_COLUMNS, busiest_first, user_cells
-from semcache.wire import OUTCOMES, AskReceipt, Stats, Status
+from semcache.wire.protocol import OUTCOMES
+from semcache.wire.receipts import AskReceipt
+from semcache.wire.status import Stats, Status
 from semcache.wording import estimate, suspended_words
 
 NUM_REQUESTS = 20

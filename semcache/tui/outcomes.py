@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from semcache import wire
-from semcache.wire import AskReceipt
+from semcache.wire.protocol import OUTCOME_GLYPHS
+from semcache.wire.receipts import AskReceipt
 
 ANSWER_HITS = ("exact", "semantic")
 COMPUTE_HITS = ("exact", "semantic", "draft", "prefix")
 
 # Every colour name that the screens know.
-STYLES = {*wire.OUTCOME_GLYPHS, "running", "failed", "faint", "strong", "added", "removed"}
+STYLES = {*OUTCOME_GLYPHS, "running", "failed", "faint", "strong", "added", "removed"}
 
 STATES = ("lost", "queued", "matching", "waiting", "prefilling", "decoding", "finished", "failed", "cancelled")
 TERMINAL = ("finished", "failed", "cancelled")
@@ -38,14 +38,14 @@ def word_of(receipt: AskReceipt) -> str:
 
 def outcome_badge(outcome: str) -> Content:
     return Content.styled(
-        f"{wire.OUTCOME_GLYPHS.get(outcome, '·')} {outcome}", f".{outcome}" if outcome in wire.OUTCOME_GLYPHS else ""
+        f"{OUTCOME_GLYPHS.get(outcome, '·')} {outcome}", f".{outcome}" if outcome in OUTCOME_GLYPHS else ""
     )
 
 
 def badge(receipt: AskReceipt) -> Content:
     """Glyph and word; a running request shows how far it is."""
     word = word_of(receipt)
-    if word in wire.OUTCOME_GLYPHS:
+    if word in OUTCOME_GLYPHS:
         return outcome_badge(word)
     style = ".running" if is_running(receipt) else ".failed"
     return Content.styled(f"{_STATE_GLYPHS.get(word, '▸')} {word}", style)
@@ -57,7 +57,7 @@ def why(receipt: AskReceipt) -> Content:
     outcome, matched = word_of(receipt), " ".join((cache["matched_prompt"] or "").split())
     if outcome == "failed":
         return Content.styled(" ".join((receipt.get("error") or "failed").split()), ".failed")
-    if outcome not in wire.OUTCOME_GLYPHS:
+    if outcome not in OUTCOME_GLYPHS:
         return Content.styled(matched and f"near: {matched}", ".faint")
     if outcome == "semantic":
         return Content(matched)

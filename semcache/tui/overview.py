@@ -12,7 +12,7 @@ from textual.widget import Widget
 from semcache.tui import panels, units
 from semcache.tui.panels import Draw, Numbers
 from semcache.tui.users import UsersTable
-from semcache.wire import ModelStatus, Status
+from semcache.wire.status import ModelStatus, Status
 
 _MODEL_STATES = {
     "ready": ("●", "ready", ".exact"),

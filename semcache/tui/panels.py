@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from textual.content import Content
 
-from semcache import wire
 from semcache.tui import units
 from semcache.tui.outcomes import ANSWER_HITS, COMPUTE_HITS, outcome_badge
-from semcache.wire import OUTCOMES, LatencyStatus, SemanticStatus, Stats, Status
+from semcache.wire.protocol import OUTCOME_GLYPHS, OUTCOMES
+from semcache.wire.status import LatencyStatus, SemanticStatus, Stats, Status
 from semcache.wording import estimate, percent, short_estimate
 
 NO_LATENCY = LatencyStatus(n=0, ttft_p50=None, ttft_p95=None, total_p50=None, total_p95=None)
@@ -84,9 +84,7 @@ def _sums(counted: dict[str, int], whole: int, width: int) -> Content:
     parts: list[Content] = []
     for name, members in (("answer hits", ANSWER_HITS), ("compute hits", COMPUTE_HITS)):
         share = units.share(sum(counted.get(outcome, 0) for outcome in members), whole)
-        glyphs = (
-            [Content.styled(wire.OUTCOME_GLYPHS[outcome], f".{outcome}") for outcome in members] if width >= 56 else []
-        )
+        glyphs = [Content.styled(OUTCOME_GLYPHS[outcome], f".{outcome}") for outcome in members] if width >= 56 else []
         parts.append(_line(f"{name} ", *glyphs, " " if glyphs else "", Content.styled(units.percent(share), ".strong")))
     return Content("   ").join(parts)
 

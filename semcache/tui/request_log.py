@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from semcache.tui.outcomes import STATES, is_running, state_of, word_of
-from semcache.wire import AskReceipt
+from semcache.wire.receipts import AskReceipt
 
 MAX_REQUESTS = 500
 

@@ -8,7 +8,7 @@ from semcache.tui import units
 from semcache.tui.live_table import Column, LiveTable
 from semcache.tui.outcomes import badge, is_running, why
 from semcache.tui.request_log import Filter, Order, RequestLog, local_time
-from semcache.wire import AskReceipt
+from semcache.wire.receipts import AskReceipt
 
 REQUEST_COLUMNS = (
     Column("time", "time", 8),

@@ -6,7 +6,7 @@ from textual.content import Content
 
 from semcache.tui import units
 from semcache.tui.live_table import Column, LiveTable
-from semcache.wire import Stats, UserStats
+from semcache.wire.status import Stats, UserStats
 
 USER_COLUMNS = (
     Column("user", "user", 12, grow=1),

@@ -20,9 +20,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from semcache import __version__, wire
+from semcache import __version__
+from semcache.wire.entries import EntryDetail
+from semcache.wire.protocol import PROTOCOL
+from semcache.wire.receipts import AskReceipt, CandidateRow
+from semcache.wire.status import ModelStatus, SemanticStatus, Status, UserStats
+from semcache.wire.trust import AuditReport, Explanation, FeedbackResult, ScopeEvidence, TuneReport
 
-RECEIPT: wire.AskReceipt = {
+RECEIPT: AskReceipt = {
     "schema": "semcache.ask/1",
     "id": "req_1",
     "created": "2026-11-20T11:07:31+00:00",
@@ -65,7 +70,7 @@ RECEIPT: wire.AskReceipt = {
     },
 }
 
-MODEL: wire.ModelStatus = {
+MODEL: ModelStatus = {
     "name": "mini",
     "state": "ready",
     "stage": None,
@@ -83,7 +88,7 @@ MODEL: wire.ModelStatus = {
     "unloads_in_s": 581.0,
 }
 
-ENTRY: wire.EntryDetail = {
+ENTRY: EntryDetail = {
     "id": "e_1",
     "user": "os:1000/alice",
     "scope": "user",
@@ -110,7 +115,7 @@ ENTRY: wire.EntryDetail = {
     "evidence": {"same": 3, "other": 1, "mean_regret": 0.0421},
 }
 
-USER_STATS: wire.UserStats = {
+USER_STATS: UserStats = {
     "user": "os:1000",
     "requests": 10,
     "errors": 0,
@@ -131,7 +136,7 @@ USER_STATS: wire.UserStats = {
 }
 
 
-SEMANTIC: wire.SemanticStatus = {
+SEMANTIC: SemanticStatus = {
     "policy": "verified",
     "threshold": 0.95,
     "max_error": 0.01,
@@ -150,7 +155,7 @@ SEMANTIC: wire.SemanticStatus = {
     "drafts": True,
 }
 
-SCOPE: wire.ScopeEvidence = {
+SCOPE: ScopeEvidence = {
     "scope": "user",
     "user": "os:1000",
     "state": "learning",
@@ -165,7 +170,7 @@ SCOPE: wire.ScopeEvidence = {
     "words": "too little is known yet",
 }
 
-CANDIDATE: wire.CandidateRow = {
+CANDIDATE: CandidateRow = {
     "entry": "e_1",
     "scope": "user",
     "prompt": "What is\nthe capital of Australia?\x1b[31m",
@@ -177,7 +182,7 @@ CANDIDATE: wire.CandidateRow = {
     "reason": "similar",
 }
 
-EXPLANATION: wire.Explanation = {
+EXPLANATION: Explanation = {
     "schema": "semcache.explain/1",
     "prompt": "capital city of australia?",
     "user": "os:1000",
@@ -204,7 +209,7 @@ EXPLANATION: wire.Explanation = {
     "evidence": [SCOPE],
 }
 
-AUDITS: wire.AuditReport = {
+AUDITS: AuditReport = {
     "schema": "semcache.audit/1",
     "policy": "verified",
     "equivalence": "text",
@@ -228,7 +233,7 @@ AUDITS: wire.AuditReport = {
     ],
 }
 
-FEEDBACK: wire.FeedbackResult = {
+FEEDBACK: FeedbackResult = {
     "request": "req_1",
     "entry": "e_1",
     "verdict": "wrong",
@@ -236,7 +241,7 @@ FEEDBACK: wire.FeedbackResult = {
     "negative_pair": True,
 }
 
-TUNE: wire.TuneReport = {
+TUNE: TuneReport = {
     "schema": "semcache.tune/1",
     "current": {"max_error": 0.01, "max_hit_error": 0.02},
     "rows": [
@@ -257,11 +262,11 @@ TUNE: wire.TuneReport = {
 }
 
 
-def status(socket: Path, pid: int) -> wire.Status:
+def status(socket: Path, pid: int) -> Status:
     return {
         "schema": "semcache.status/1",
         "version": __version__,
-        "protocol": wire.PROTOCOL,
+        "protocol": PROTOCOL,
         "pid": pid,
         "state": "ready",
         "uptime_s": 61.0,
@@ -287,7 +292,7 @@ class FakeDaemon:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
-        self.protocol: str | None = str(wire.PROTOCOL)
+        self.protocol: str | None = str(PROTOCOL)
         self.seen: list[tuple[str, str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.disconnected = threading.Event()

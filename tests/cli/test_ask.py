@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from semcache import wire
 from semcache.cli.ask import CacheMode, Strategy
+from semcache.wire import protocol
 from tests.cli.conftest import Semcache
 from tests.cli.fake_daemon import EXPLANATION, RECEIPT, FakeDaemon, error
 
@@ -93,8 +93,8 @@ def test_contradictions_are_usage_errors(semcache: Semcache, daemon: FakeDaemon,
 
 
 def test_choices_are_those_of_the_wire() -> None:
-    assert Strategy.__args__ == wire.STRATEGIES  # type: ignore[attr-defined]
-    assert CacheMode.__args__ == wire.CACHE_MODES  # type: ignore[attr-defined]
+    assert Strategy.__args__ == protocol.STRATEGIES  # type: ignore[attr-defined]
+    assert CacheMode.__args__ == protocol.CACHE_MODES  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("prompt", [[""], ["  \n"], []])

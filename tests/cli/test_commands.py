@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from semcache import wire
 from semcache.cli import machine, render
 from semcache.cli.stats import semantic_line
+from semcache.wire.status import SemanticStatus
 from tests.cli.conftest import Semcache
 from tests.cli.fake_daemon import ENTRY, MODEL, SEMANTIC, USER_STATS, FakeDaemon, error
 
@@ -91,7 +91,7 @@ def test_status(semcache: Semcache, daemon: FakeDaemon, command: list[str]) -> N
     ],
 )  # fmt: skip
 def test_the_semantic_line(changes: dict[str, Any], said: str) -> None:
-    assert semantic_line(cast("wire.SemanticStatus", {**SEMANTIC, **changes})) == said
+    assert semantic_line(cast("SemanticStatus", {**SEMANTIC, **changes})) == said
 
 
 def test_cache_ls_sends_its_filters_and_shows_no_control_characters(semcache: Semcache, daemon: FakeDaemon) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcache import wire
 from semcache.daemon import metrics
+from semcache.wire.status import STATUS_SCHEMA, LatencyStatus, Status
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 _SAMPLE = re.compile(r'(?P<name>[a-z_]+)(?:\{(?P<labels>(?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (?P<value>\S+)')
@@ -45,12 +45,12 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], text)
 
 
-def status(**changes: Any) -> wire.Status:
-    latency: wire.LatencyStatus = {
+def status(**changes: Any) -> Status:
+    latency: LatencyStatus = {
         "n": 3, "ttft_p50": 12.5, "ttft_p95": 40.0, "total_p50": 250.0, "total_p95": None,
     }  # fmt: skip
-    made: wire.Status = {
-        "schema": wire.STATUS_SCHEMA, "version": "0.1.0", "protocol": 1, "pid": 4242, "state": "ready",
+    made: Status = {
+        "schema": STATUS_SCHEMA, "version": "0.1.0", "protocol": 1, "pid": 4242, "state": "ready",
         "uptime_s": 61.5, "autostarted": False, "socket": "/home/alice/api.sock", "url": None,
         "data_dir": "/home/alice/data",
         "model": {
@@ -70,7 +70,7 @@ def status(**changes: Any) -> wire.Status:
         },
         "counters": {"evictions": 12, "damaged_blocks": 0}, "warnings": ["alice, look"],
     }  # fmt: skip
-    return cast("wire.Status", {**made, **changes})
+    return cast("Status", {**made, **changes})
 
 
 def test_the_numbers_come_back() -> None:

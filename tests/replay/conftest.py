@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from semcache import wire
 from semcache.client import Client
 from semcache.replay.dataset import Dataset, Row
 from semcache.replay.options import ReplayOptions
@@ -27,8 +26,10 @@ from semcache.replay.progress import Progress
 from semcache.replay.record import Reply, RequestRecord
 from semcache.replay.replay import Replay, Result, begin
 from semcache.replay.sender import DaemonSender
+from semcache.wire.protocol import PROTOCOL
+from semcache.wire.receipts import ASK_SCHEMA
 
-HEADERS = {"X-Semcache-Protocol": str(wire.PROTOCOL), "X-Semcache-Version": "0.1.0"}
+HEADERS = {"X-Semcache-Protocol": str(PROTOCOL), "X-Semcache-Version": "0.1.0"}
 
 
 @dataclass
@@ -126,7 +127,7 @@ def receipt(
     outcome: str, answer: str, question: str = "q", *, cached_tokens: int = 0, strategy: str = "per_user"
 ) -> dict[str, Any]:
     return {
-        "schema": wire.ASK_SCHEMA, "id": "req_1", "created": "2026-11-20T00:00:00Z", "model": "mini", "user": "os:0",
+        "schema": ASK_SCHEMA, "id": "req_1", "created": "2026-11-20T00:00:00Z", "model": "mini", "user": "os:0",
         "prompt": question, "answer": answer, "finish_reason": "stop",
         "cache": {
             "outcome": outcome, "reason": "empty", "strategy": strategy, "scope": None, "score": None, "entry": None,

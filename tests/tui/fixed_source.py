@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from semcache import wire
 from semcache.errors import DaemonUnreachableError, NotFoundError, SemcacheError
+from semcache.wire.receipts import ASK_SCHEMA, AskReceipt, CacheReceipt, CandidateRow
+from semcache.wire.status import STATS_SCHEMA, STATUS_SCHEMA, LatencyStatus, SemanticStatus, Stats, Status, UserStats
+from semcache.wire.trust import EXPLAIN_SCHEMA, Explanation, FeedbackResult, ScopeEvidence
 
 NOW = datetime(2026, 11, 20, 11, 7, 31, tzinfo=UTC)
 
-Part = wire.CacheReceipt | str | wire.AskReceipt
+Part = CacheReceipt | str | AskReceipt
 
 
 def receipt(
@@ -34,12 +36,12 @@ def receipt(
     drafted: tuple[int, int] = (0, 0),
     prefix_tokens: int = 0,
     passes: int | None = None,
-) -> wire.AskReceipt:
+) -> AskReceipt:
     """Request `number`; smaller numbers are older unless `seconds_ago` says otherwise."""
     reasons = {"exact": "identical", "semantic": "similar"}
     created = NOW - timedelta(seconds=100 - number if seconds_ago is None else seconds_ago)
-    made: wire.AskReceipt = {
-        "schema": wire.ASK_SCHEMA,
+    made: AskReceipt = {
+        "schema": ASK_SCHEMA,
         "id": f"req_{number:03}",
         "created": created.isoformat(),
         "model": "mini",
@@ -71,7 +73,7 @@ def receipt(
     return made
 
 
-def day_of_requests() -> list[wire.AskReceipt]:
+def day_of_requests() -> list[AskReceipt]:
     """One of each outcome, a running one and a failed one; newest first, as the daemon sends them."""
     capital = "What is the capital of Australia?"
     french = "Translate to French: good night"
@@ -93,50 +95,50 @@ def day_of_requests() -> list[wire.AskReceipt]:
     ]  # fmt: skip
 
 
-def latency(n: int, ttft_p50: float, ttft_p95: float, total_p50: float) -> wire.LatencyStatus:
+def latency(n: int, ttft_p50: float, ttft_p95: float, total_p50: float) -> LatencyStatus:
     return {"n": n, "ttft_p50": ttft_p50, "ttft_p95": ttft_p95, "total_p50": total_p50, "total_p95": total_p50 * 2}
 
 
-def semantic(**changes: Any) -> wire.SemanticStatus:
-    made: wire.SemanticStatus = {
+def semantic(**changes: Any) -> SemanticStatus:
+    made: SemanticStatus = {
         "policy": "verified", "threshold": 0.95, "max_error": 0.01, "max_hit_error": 0.02, "audit_rate": 0.05,
         "equivalence": "text", "embedder": "minilm", "state": "ready", "reason": None, "audits": 38, "wrong": 0,
         "rate": 0.0, "ci95": (0.0, 0.092), "due_audits": 3, "suspended": [], "drafts": True,
     }  # fmt: skip
-    return cast("wire.SemanticStatus", {**made, **changes})
+    return cast("SemanticStatus", {**made, **changes})
 
 
-def candidate(score: float, prompt: str, **changes: Any) -> wire.CandidateRow:
-    made: wire.CandidateRow = {
+def candidate(score: float, prompt: str, **changes: Any) -> CandidateRow:
+    made: CandidateRow = {
         "entry": "e_01KA3", "scope": "user", "prompt": prompt, "answer": "Canberra.", "score": score,
         "features": {"number": 0.0, "entity": 0.0}, "p_correct": None, "verdict": "refused",
         "reason": "policy:threshold",
     }  # fmt: skip
-    return cast("wire.CandidateRow", {**made, **changes})
+    return cast("CandidateRow", {**made, **changes})
 
 
-def scope_evidence(**changes: Any) -> wire.ScopeEvidence:
-    made: wire.ScopeEvidence = {
+def scope_evidence(**changes: Any) -> ScopeEvidence:
+    made: ScopeEvidence = {
         "scope": "user", "user": "os:1000/bob", "state": "learning", "requests": 310, "labels": 41, "served": 22,
         "audits": 22, "wrong": 0, "rate": 0.0, "ci95": (0.0, 0.149), "threshold": None,
         "words": "128 more clean audits until it may serve within 2 %",
     }  # fmt: skip
-    return cast("wire.ScopeEvidence", {**made, **changes})
+    return cast("ScopeEvidence", {**made, **changes})
 
 
-def explanation(*candidates: wire.CandidateRow, **changes: Any) -> wire.Explanation:
-    made: wire.Explanation = {
-        "schema": wire.EXPLAIN_SCHEMA, "prompt": "What is the capital of Austria?", "user": "os:1000/bob",
+def explanation(*candidates: CandidateRow, **changes: Any) -> Explanation:
+    made: Explanation = {
+        "schema": EXPLAIN_SCHEMA, "prompt": "What is the capital of Austria?", "user": "os:1000/bob",
         "strategy": "per_user", "policy": "verified", "outcome": "draft", "reason": "policy:entity",
         "candidates": list(candidates), "donor": "e_01KA3", "prefix_tokens": 64, "max_error": 0.01,
         "max_hit_error": 0.02, "threshold": 0.95, "evidence": [scope_evidence()],
     }  # fmt: skip
-    return cast("wire.Explanation", {**made, **changes})
+    return cast("Explanation", {**made, **changes})
 
 
-def status(**changes: Any) -> wire.Status:
-    made: wire.Status = {
-        "schema": wire.STATUS_SCHEMA, "version": "0.1.0", "protocol": 1, "pid": 8123, "state": "ready",
+def status(**changes: Any) -> Status:
+    made: Status = {
+        "schema": STATUS_SCHEMA, "version": "0.1.0", "protocol": 1, "pid": 8123, "state": "ready",
         "uptime_s": 11_534.0, "autostarted": False, "socket": "/run/user/1000/semcache/api.sock", "url": None,
         "data_dir": "/home/alice/.local/share/semcache",
         "model": {
@@ -159,12 +161,12 @@ def status(**changes: Any) -> wire.Status:
         "semantic": semantic(),
         "counters": {"evictions": 12, "damaged_blocks": 0}, "warnings": [],
     }  # fmt: skip
-    return cast("wire.Status", {**made, **changes})
+    return cast("Status", {**made, **changes})
 
 
-def user_stats(user: str, requests: int, hits: tuple[int, int], **changes: Any) -> wire.UserStats:
+def user_stats(user: str, requests: int, hits: tuple[int, int], **changes: Any) -> UserStats:
     answer_hits, compute_hits = hits
-    made: wire.UserStats = {
+    made: UserStats = {
         "user": user, "requests": requests, "errors": 1, "outcomes": {}, "answer_hits": answer_hits,
         "compute_hits": compute_hits, "answer_share": answer_hits / requests if requests else 0.0,
         "compute_share": compute_hits / requests if requests else 0.0, "prompt_tokens": 109_870,
@@ -172,16 +174,16 @@ def user_stats(user: str, requests: int, hits: tuple[int, int], **changes: Any) 
         "saved_ms": 41_200.0, "stored_bytes": {"ram": 19_000_000, "disk": 121_000_000}, "quota_bytes": None,
         "wrong_hits": {"audits": 0, "wrong": 0, "rate": None, "ci95": None},
     }  # fmt: skip
-    return cast("wire.UserStats", {**made, **changes})
+    return cast("UserStats", {**made, **changes})
 
 
-def stats(**changes: Any) -> wire.Stats:
+def stats(**changes: Any) -> Stats:
     users = [
         user_stats("os:1000/bob", 310, (90, 201), saved_ms=9_100.0, cached_tokens=12_345, quota_bytes=2_000_000_000),
         user_stats("os:1000/alice", 690, (443, 609)),
     ]
-    made: wire.Stats = {
-        "schema": wire.STATS_SCHEMA,
+    made: Stats = {
+        "schema": STATS_SCHEMA,
         "total": user_stats("", 1000, (533, 810), **changes),
         "users": users,
     }
@@ -191,7 +193,7 @@ def stats(**changes: Any) -> wire.Stats:
 class FixedSource:
     """Stands for `semcache.client.Client`. While `error` is set, everything raises it."""
 
-    def __init__(self, requests: list[wire.AskReceipt] | None = None) -> None:
+    def __init__(self, requests: list[AskReceipt] | None = None) -> None:
         self.status_now = status()
         self.stats_now = stats()
         self.requests_now = day_of_requests() if requests is None else requests
@@ -208,7 +210,7 @@ class FixedSource:
             )
         }  # fmt: skip
         self.marked: list[tuple[str, str]] = []
-        self.marking: wire.FeedbackResult | SemcacheError = {
+        self.marking: FeedbackResult | SemcacheError = {
             "request": "req_007",
             "entry": "e_01KA3",
             "verdict": "wrong",
@@ -221,7 +223,7 @@ class FixedSource:
         self.error = DaemonUnreachableError("no daemon answers at unix:/run/user/1000/semcache/api.sock")
         self._events.put_nowait(None)
 
-    def push(self, receipt: wire.AskReceipt) -> None:
+    def push(self, receipt: AskReceipt) -> None:
         self._events.put_nowait(("request", dict(receipt)))
 
     def push_model(self, **changes: Any) -> None:
@@ -231,16 +233,16 @@ class FixedSource:
         if self.error is not None:
             raise self.error
 
-    async def status(self) -> wire.Status:
+    async def status(self) -> Status:
         self.num_polls += 1
         self._check()
         return self.status_now
 
-    async def stats(self) -> wire.Stats:
+    async def stats(self) -> Stats:
         self._check()
         return self.stats_now
 
-    async def requests(self, limit: int = 50) -> list[wire.AskReceipt]:
+    async def requests(self, limit: int = 50) -> list[AskReceipt]:
         self._check()
         return self.requests_now[:limit]
 
@@ -251,7 +253,7 @@ class FixedSource:
 
     async def ask_stream(
         self, body: Mapping[str, Any], *, cache_control: str | None = None
-    ) -> AsyncIterator[wire.CacheReceipt | str | wire.AskReceipt]:
+    ) -> AsyncIterator[CacheReceipt | str | AskReceipt]:
         """Yields what the test puts into `parts`, until None."""
         self._check()
         self.asked.append(body)
@@ -263,13 +265,13 @@ class FixedSource:
         finally:
             self.num_streams_closed += 1
 
-    async def explained(self, request_id: str) -> wire.Explanation:
+    async def explained(self, request_id: str) -> Explanation:
         self._check()
         if request_id not in self.explanations:
             raise NotFoundError(f"no request {request_id!r} is remembered")
         return self.explanations[request_id]
 
-    async def feedback(self, marked_id: str, verdict: str) -> wire.FeedbackResult:
+    async def feedback(self, marked_id: str, verdict: str) -> FeedbackResult:
         self._check()
         self.marked.append((marked_id, verdict))
         if isinstance(self.marking, SemcacheError):
