@@ -18,7 +18,8 @@ from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import CacheOptions, Message, Request, Sampling
 from semcache.store.blocks import BlockKey, Owner, block_chain
 from semcache.store.entries import Entry, new_entry_id, pack_vector
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import KVSpan
 
 DIM = 384

@@ -16,7 +16,8 @@ from semcache.daemon.cache.policy import OffPolicy
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.request import CacheMode, CacheOptions, Message, Outcome, Request, Sampling
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.amount import IS_NIGHTLY
 from tests.datasets import rows
 

@@ -21,7 +21,8 @@ from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.request import Request, Sampling
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,

@@ -44,7 +44,8 @@ from semcache.daemon.resident import Progress
 from semcache.daemon.service import Service
 from semcache.daemon.trust import Trust
 from semcache.daemon.turns import Turns
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 log = logging.getLogger("semcache.daemon")
 

@@ -6,35 +6,19 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import Blocks
 from semcache.store.database import Database, batches
-from semcache.store.evict import Bytes, Candidate, Rank, Use, bytes_to_free, choose_answers, choose_blocks
+from semcache.store.evict import Bytes, Candidate, Use, bytes_to_free, choose_answers, choose_blocks
 from semcache.store.incidents import Incidents
+from semcache.store.limits import StoreLimits
 from semcache.store.pins import LOOSE, Pins
+from semcache.store.ram import TierStatus
 from semcache.store.rows import number, oldest_live
 from semcache.store.tiers import Tiers
-
-MOST_BYTES = 20 * 10**9  # unless somebody asks for more
-
-
-@dataclass(frozen=True)
-class DiskLimits:
-    """Bytes for everything and for each user, and the age at which all expires; a quota or TTL of 0 is none."""
-
-    total_bytes: int
-    user_bytes: int
-    order: Rank
-    ttl_s: float
-
-
-def automatic_bytes(free_bytes: int, stored_bytes: int) -> int:
-    """The limit where nobody set one. What is stored counts as free: else every restart would leave less to it."""
-    return min(MOST_BYTES, (free_bytes + stored_bytes) // 4)
 
 
 class DiskBudget:
@@ -42,7 +26,7 @@ class DiskBudget:
 
     def __init__(
         self,
-        limits: DiskLimits,
+        limits: StoreLimits,
         *,
         db: Database,
         answers: Answers,
@@ -73,13 +57,18 @@ class DiskBudget:
             self._user_bytes = {str(row[0]): int(number(row[1])) for row in rows}
             self._total_bytes = sum(self._user_bytes.values())
 
+    def status(self) -> TierStatus:
+        """What counts in the limit, exactly; items are blocks and full-prompt records."""
+        used_bytes = self._db.number("SELECT sum(size_bytes) FROM stored_bytes")
+        return TierStatus(used_bytes, self._limits.disk_bytes, self._db.number("SELECT count(*) FROM blocks"))
+
     def added(self, user: str, size_bytes: int, now_s: float) -> None:
         """Note a write, and let go what must go now: of everybody's, or of a user's who alone has too much."""
         with self._lock:
             self._total_bytes += size_bytes
             self._user_bytes[user] = self._user_bytes.get(user, 0) + size_bytes
-            is_full = self._total_bytes > self._limits.total_bytes
-            is_over = 0 < self._limits.user_bytes < self._user_bytes[user]
+            is_full = self._total_bytes > self._limits.disk_bytes
+            is_over = 0 < self._limits.user_quota_bytes < self._user_bytes[user]
         if is_full:
             self.evict(now_s)
         elif is_over:
@@ -97,11 +86,11 @@ class DiskBudget:
                 return 0
             num = self._purge_expired(now_s)
             self.refresh()
-            num += self._shrink(None, self._limits.total_bytes)
-            if self._limits.user_bytes > 0:
+            num += self._shrink(None, self._limits.disk_bytes)
+            if self._limits.user_quota_bytes > 0:
                 with self._lock:
-                    over = [user for user, used in self._user_bytes.items() if used > self._limits.user_bytes]
-                num += sum(self._shrink(user, self._limits.user_bytes) for user in sorted(over))
+                    over = [user for user, used in self._user_bytes.items() if used > self._limits.user_quota_bytes]
+                num += sum(self._shrink(user, self._limits.user_quota_bytes) for user in sorted(over))
             if num:
                 self.refresh()
             return num
@@ -113,7 +102,7 @@ class DiskBudget:
             if not is_first:
                 return
             self._purge_expired(now_s, user)
-            self._shrink(user, self._limits.user_bytes)
+            self._shrink(user, self._limits.user_quota_bytes)
             used = self._used(user)
             with self._lock:
                 self._total_bytes += used.answers + used.blocks - self._user_bytes.get(user, 0)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 TierName = Literal["ram", "disk"]
-TIERS: tuple[TierName, ...] = ("ram", "disk")
 
 # The last four loads or so decide, and none counts for more than so many times what was known: a page cache that went
 # cold shows within a few loads, a thread that was put aside for a moment does not.
@@ -43,12 +42,6 @@ class Planner:
         with self._lock:
             before = self._ms_per_byte.get(tier) or seen
             self._ms_per_byte[tier] = before + WEIGHT * (min(seen, MOST * before) - before)
-
-    def bytes_per_s(self) -> dict[str, float | None]:
-        """Measured speed of each tier; None before its first load."""
-        with self._lock:
-            speeds = {tier: self._ms_per_byte.get(tier) for tier in TIERS}
-        return {tier: 1e3 / speed if speed else None for tier, speed in speeds.items()}
 
     def cost_ms(self, pieces: Sequence[Piece]) -> float:
         """Expected time to load; a tier that was never read counts as free, so that it is tried."""

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from semcache.errors import StoreError
 from semcache.store.aliases import Aliases
 from semcache.store.answers import Answers
 from semcache.store.blocks import BlockKey, Blocks, Continuation, Owner
-from semcache.store.budget import DiskBudget, DiskLimits, automatic_bytes
+from semcache.store.budget import DiskBudget
 from semcache.store.buffers import READY_BYTES
 from semcache.store.check import Check, CheckResult, sweep
 from semcache.store.database import Database
@@ -33,7 +33,8 @@ from semcache.store.evict import ORDERS
 from semcache.store.evidence import EvidenceTable
 from semcache.store.expiry import Expiry
 from semcache.store.files import Files
-from semcache.store.incidents import LOG, Incidents
+from semcache.store.incidents import COUNTERS, LOG, Incidents
+from semcache.store.limits import StoreLimits, automatic_bytes
 from semcache.store.openings import Openings
 from semcache.store.pins import Pins, PromptStored
 from semcache.store.ram import RamTier, TierStatus
@@ -45,26 +46,6 @@ from semcache.store.vectors import Partition
 
 DATABASE_NAME = "semcache.db"
 KV_FOLDER = "kv"
-
-# Shown as 0 before the first one.
-COUNTERS = (
-    "damaged_blocks", "damaged_entries", "damaged_aliases", "damaged_evidence", "damaged_decisions", "hash_collisions",
-    "evicted_blocks", "evicted_entries", "evicted_aliases", "expired_blocks", "expired_entries", "write_failures",
-    "read_failures", "unlink_failures", "refused_embeddings", "swept_files", "dropped_writes", "computed_instead",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class StoreLimits:
-    """Budgets and orders; a quota or TTL of 0 is none, a disk tier of 0 follows what is free."""
-
-    ram_bytes: int
-    disk_bytes: int
-    user_quota_bytes: int = 0
-    ttl_s: int = 0
-    eviction: str = "lru"
-    durable: bool = False
-    write_queue_bytes: int = 0  # KV that may wait for the disk; 0 writes before `put_block` returns
 
 
 class Store:
@@ -91,11 +72,10 @@ class Store:
         self._files = files
         self._incidents = Incidents()
         self._preparing: Future[None] | None = None
-        order = ORDERS[limits.eviction]
         self._blocks = Blocks(db, limits.ttl_s)
         disk = DiskTier(folder.path / KV_FOLDER, db, self._blocks, files, self._incidents, durable=limits.durable)
         self._tiers = Tiers(
-            RamTier(limits.ram_bytes, order, clock), disk,
+            RamTier(limits.ram_bytes, limits.order, clock), disk,
             db=db, blocks=self._blocks, incidents=self._incidents, clock=clock, added=self._added,
             queue_bytes=limits.write_queue_bytes, timer=timer,
         )  # fmt: skip
@@ -108,8 +88,7 @@ class Store:
         self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock)
         self._usage = UsageBook(db)
         self._budget = DiskBudget(
-            DiskLimits(limits.disk_bytes, limits.user_quota_bytes, order, limits.ttl_s),
-            db=db, answers=self._answers, aliases=self.aliases, pins=self._pins, tiers=self._tiers,
+            limits, db=db, answers=self._answers, aliases=self.aliases, pins=self._pins, tiers=self._tiers,
             blocks=self._blocks, incidents=self._incidents,
         )  # fmt: skip
         self._erasure = Erasure(
@@ -187,14 +166,6 @@ class Store:
         With the speed of prefill only where loading it is faster than computing these tokens.
         """
         return self._tiers.load_continuation(wanted, ms_per_token=ms_per_token)
-
-    def load_cost_ms(self, keys: Sequence[BlockKey]) -> float:
-        """What loading the leading run that is present is expected to take; 0 before anything was measured."""
-        return self._tiers.cost_ms(keys)
-
-    def read_speeds(self) -> dict[str, float | None]:
-        """Measured bytes per second of `ram` and `disk`; None before the first load."""
-        return self._tiers.planner.bytes_per_s()
 
     def load_tail(self, key: BlockKey) -> TailRecord | None:
         for stored in self._tiers.load([key]):
@@ -368,11 +339,10 @@ class Store:
 
     def tier_status(self) -> dict[str, TierStatus]:
         """`ram` and `disk`: bytes used and allowed; items are blocks and full-prompt records."""
-        used_bytes = items = 0
+        disk = TierStatus(0, self.limits.disk_bytes, 0)
         with self._incidents.reading("disk tier"):
-            items = self._db.number("SELECT count(*) FROM blocks")
-            used_bytes = self._db.number("SELECT sum(size_bytes) FROM stored_bytes")
-        return {"ram": self._tiers.ram.status(), "disk": TierStatus(used_bytes, self.limits.disk_bytes, items)}
+            disk = self._budget.status()
+        return {"ram": self._tiers.ram.status(), "disk": disk}
 
     def counters(self) -> dict[str, int]:
         """What happened since the store was opened."""

@@ -146,10 +146,6 @@ class Tiers:
         shared = {key: wanted.num_shared(key.token_ids) for key in keys if key.first_token == wanted.first_token}
         return sorted(((key, num) for key, num in shared.items() if num), key=lambda pair: -pair[1])
 
-    def cost_ms(self, keys: Sequence[BlockKey]) -> float:
-        """What `load` is expected to take for the leading run that is present."""
-        return self.planner.cost_ms([found.piece for found in self._present(keys)])
-
     def _present(self, keys: Sequence[BlockKey]) -> list[_Found]:
         """The leading run, by what its rows say; nothing is read."""
         # The queue before the rows: what leaves it in between has its row by then.

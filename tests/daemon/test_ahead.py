@@ -24,7 +24,8 @@ from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, Message, Outcome, Request, RequestState, Sampling
 from semcache.daemon.served import ModelState, Served
 from semcache.daemon.turns import Turn, Turns
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.words import span
 from tests.daemon.engine.conftest import CHUNK_TOKENS, load, save_model
 from tests.daemon.idling import FakeLoop, drained, engine_loop, soon, through

@@ -42,7 +42,8 @@ from semcache.daemon.request import (
 from semcache.daemon.service import Service
 from semcache.errors import UnavailableError
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL
 from tests.daemon.engine.conftest import load, request_for, save_model

@@ -21,7 +21,8 @@ from semcache.daemon.served import ModelState
 from semcache.errors import PromptTooLongError
 from semcache.store.decisions import Decision
 from semcache.store.entries import Entry
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL, asked, per_user
 from tests.daemon.engine.conftest import load, save_model

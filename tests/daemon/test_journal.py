@@ -13,7 +13,8 @@ from semcache.daemon.cache.strategy import access
 from semcache.daemon.journal import Journal
 from semcache.daemon.request import Outcome, Receipt, Request, RequestState
 from semcache.store.entries import Entry
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.words import Cache, asked
 
 

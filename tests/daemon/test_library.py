@@ -11,7 +11,8 @@ from semcache.config import CacheConfig, Config
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.library import Library
 from semcache.errors import NotFoundError, PinLimitError, StoreError
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.words import Cache, asked
 from tests.store.samples import BrokenFiles
 

@@ -15,7 +15,8 @@ from semcache.daemon.library import Library
 from semcache.daemon.request import Outcome, Request, RequestState
 from semcache.daemon.trust import Trust
 from semcache.errors import NotFoundError, UsageError
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import WordEmbedder, asked
 

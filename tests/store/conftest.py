@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .samples import PLENTY, Clock
 

@@ -16,7 +16,8 @@ from semcache.store.decisions import Decision
 from semcache.store.entries import Entry, pack_vector
 from semcache.store.evidence import EntryEvidence
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import KVSpan, TailRecord
 from semcache.store.usage import UsageRecord
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from semcache.store import aliases
+from semcache.store.limits import StoreLimits
 from semcache.store.rows import checksum
-from semcache.store.store import Store, StoreLimits
+from semcache.store.store import Store
 
 from .conftest import OpenStore
 from .samples import ALICE, BOB, PLENTY, Clock, alias, decision, entry, evidence

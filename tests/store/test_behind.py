@@ -16,7 +16,8 @@ from semcache.store.blocks import BlockKey
 from semcache.store.disk import Unwritten
 from semcache.store.files import Files
 from semcache.store.incidents import Incidents
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import encode
 
 from .conftest import OpenStore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semcache.store.buffers import Buffers
 from semcache.store.files import Files
-from semcache.store.store import StoreLimits
+from semcache.store.limits import StoreLimits
 
 from .conftest import OpenStore
 from .samples import ALICE, NO_RAM, PLENTY, chain, same, span, tail, tail_of

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from semcache.store.blocks import BlockKey, Continuation, block_chain, short_key, tail_key
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import TailRecord, encode
 
 from .conftest import OpenStore

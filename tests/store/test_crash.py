@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .faults import TABLES
 from .machine import Killed, Machine

@@ -11,7 +11,8 @@ import pytest
 
 from semcache.errors import UsageError
 from semcache.store.entries import SORTS, new_entry_id, pack_vector, row_checksum
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .conftest import OpenStore
 from .samples import ALICE, BOB, PLENTY, Clock, chain, entry, put_chain, vector

@@ -10,7 +10,8 @@ import pytest
 from semcache.errors import StoreError
 from semcache.store.blocks import Owner
 from semcache.store.database import BATCH_ROWS
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .conftest import OpenStore
 from .samples import (

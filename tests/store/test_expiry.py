@@ -12,7 +12,7 @@ from semcache.store import expiry
 from semcache.store.expiry import Expiry
 from semcache.store.files import Files
 from semcache.store.incidents import Incidents
-from semcache.store.store import StoreLimits
+from semcache.store.limits import StoreLimits
 
 from .conftest import OpenStore
 from .samples import Clock, block_files, chain, entry, put_chain

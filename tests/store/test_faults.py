@@ -13,7 +13,8 @@ import pytest
 
 from semcache.errors import StoreError
 from semcache.store import recovery
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.amount import IS_NIGHTLY
 
 from .faults import ALWAYS_SEEN, AT_FILES, AT_REST, MOST_LOST, TABLES

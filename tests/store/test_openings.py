@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.daemon import drafts
+from semcache.store.limits import StoreLimits
 from semcache.store.openings import MAX_FOUND, OPENING_TOKENS, Opening
-from semcache.store.store import DATABASE_NAME, Store, StoreLimits
+from semcache.store.store import DATABASE_NAME, Store
 
 from .conftest import OpenStore
 from .samples import ALICE, BOB, FEW, Clock, entry

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from semcache.errors import PinLimitError
 from semcache.store.blocks import BlockKey, Owner
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .samples import ALICE, BOB, Clock, alias, block_files, chain, entry, same, span, vector
 

@@ -10,7 +10,8 @@ import pytest
 from semcache.errors import PinLimitError, StoreError
 from semcache.store.blocks import BlockKey
 from semcache.store.entries import Entry
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .conftest import OpenStore
 from .samples import ALICE, BOB, Clock, chain, entry, put_chain, span, tail, tail_of

@@ -10,7 +10,8 @@ import pytest
 
 from semcache.store.blocks import BlockKey
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 from .conftest import OpenStore
 from .samples import ALICE, NO_RAM, PLENTY, chain, put_chain, same, span, tail, tail_of

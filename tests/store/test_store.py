@@ -17,9 +17,9 @@ import pytest
 from semcache.errors import StoreError
 from semcache.store import blocks
 from semcache.store.blocks import block_chain
-from semcache.store.budget import MOST_BYTES
 from semcache.store.evidence import StoredEvidence
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import MOST_BYTES, StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import encode
 from semcache.store.vectors import Partition
 

@@ -16,7 +16,8 @@ import torch
 
 from semcache.store.blocks import BlockKey, tail_key
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from semcache.store.tensors import encode
 
 from .conftest import OpenStore
@@ -323,13 +324,8 @@ def test_no_more_is_loaded_than_is_faster_than_computing(data_dir: Path, clock: 
     try:
         keys = chain(5)
         put_chain(store, keys)
-        assert store.load_cost_ms(keys) == 0
-        assert store.read_speeds() == {"ram": None, "disk": None}
         assert len(store.load_prefix(keys, ms_per_token=1e-9)) == 5  # the first load is how the speed is known
         file_bytes = len(encode(span()))
-        assert store.load_cost_ms(keys) == pytest.approx(5 * file_bytes)
-        assert store.read_speeds()["disk"] == pytest.approx(1000)
-        assert store.load_cost_ms([*keys[:2], *chain(1, start=900)]) == pytest.approx(2 * file_bytes)
         ms_per_token = file_bytes / BLOCK_TOKENS
         num_read = disk.num_read
         assert store.load_prefix(keys, ms_per_token=0.98 * ms_per_token) == []

@@ -84,7 +84,6 @@ def read(store: Store) -> Counter[str]:
         assert all(same(got, span_of(key)) for got, key in zip(loaded, keys, strict=False))
         missed["blocks"] += len(keys) - len(loaded)
         store.missing(keys)
-        store.load_cost_ms(keys)
     record = store.load_tail(TAIL_KEY)
     assert record is None or (same(record.span, TAIL.span) and torch.equal(record.logits, TAIL.logits))
     missed["tails"] += record is None
@@ -175,7 +174,6 @@ def look_around(store: Store) -> None:
     store.users()
     store.num_entries()
     store.tier_status()
-    store.read_speeds()
     store.has_neighbours(ALICE.scope, HERE)
 
 

@@ -11,7 +11,8 @@ import torch
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.request import CacheMode
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.words import MODEL, Cache, asked, per_user, span
 
 TOKENS = list(range(40))

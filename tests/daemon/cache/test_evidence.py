@@ -15,7 +15,8 @@ from semcache.daemon.cache.marks import pair_key
 from semcache.daemon.cache.policy import Candidate
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.store.evidence import EntryEvidence
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.worlds import SCOPE, World, live
 from tests.store.samples import entry
 

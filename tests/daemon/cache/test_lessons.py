@@ -9,7 +9,8 @@ import pytest
 
 from semcache.daemon.cache.lessons import MAX_RECORDED, OpenQuestion, considered_of
 from semcache.daemon.request import RequestState, Sampling
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import asked, told
 

@@ -19,7 +19,8 @@ from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import CacheMode, Message, Outcome, Request, Sampling
 from semcache.store.aliases import Alias
 from semcache.store.files import Files
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.words import MODEL, Cache, asked, per_user, span, told
 
 

@@ -13,7 +13,8 @@ from semcache.daemon.cache.evidence import EvidenceBook
 from semcache.daemon.cache.marks import MarkedPairs, pair_key
 from semcache.daemon.cache.policy import Candidate, Considered
 from semcache.daemon.cache.verified import VerifiedPolicy
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 
 LIMITS = StoreLimits(ram_bytes=1 << 20, disk_bytes=1 << 24)
 

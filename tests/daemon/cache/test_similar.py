@@ -18,7 +18,8 @@ from semcache.daemon.cache.similar import MIN_DONOR_SCORE, NUM_CANDIDATES, Found
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.request import Message, Request, Sampling
-from semcache.store.store import Store, StoreLimits
+from semcache.store.limits import StoreLimits
+from semcache.store.store import Store
 from tests.daemon.cache.words import MODEL, Cache, WordEmbedder, asked, per_user
 
 WORDS = "rain snow hail wind fog frost made falls cold warm".split()
