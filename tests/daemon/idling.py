@@ -56,7 +56,6 @@ class FakeLoop:
         self.num_waiting = 0
         self.submitted: asyncio.Queue[Request] = asyncio.Queue()
         self.requests: list[Request] = []
-        self.brought: dict[str, list[KVSpan | None]] = {}
         self._hand_over: dict[str, Callable[[Request, PromptKV | None], None]] = {}
 
     def submit(
@@ -68,7 +67,7 @@ class FakeLoop:
         self.submitted.put_nowait(request)
 
     def bring(self, request: Request, span: KVSpan | None) -> None:
-        self.brought.setdefault(request.id, []).append(span)
+        """Nobody here needs it."""
 
     def give_slot(self, request: Request) -> None:
         """As the engine's thread does."""

@@ -44,6 +44,7 @@ from semcache.errors import UnavailableError
 from semcache.store.files import Files
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
+from semcache.store.tensors import KVSpan
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL
 from tests.daemon.engine.conftest import load, request_for, save_model
@@ -104,6 +105,18 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load(save_model(tmp_path_factory.mktemp("models") / "llama"))
 
 
+class Watched(EngineLoop):
+    """Remembers what it was brought."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.brought: list[KVSpan | None] = []
+
+    def bring(self, request: Request, span: KVSpan | None) -> None:
+        self.brought.append(span)
+        super().bring(request, span)
+
+
 class World:
     """A service over a store and a real engine with two slots."""
 
@@ -112,7 +125,7 @@ class World:
         self.loaded, self.exactness = loaded, exactness  # what is found at the next load
         self.pool = ThreadPoolExecutor(6)
         self.headroom = Headroom(10**9)
-        self.engine = EngineLoop(
+        self.engine = Watched(
             lambda _progress: Engine(
                 self.loaded, num_slots=2, prefill_chunk_tokens=CHUNK_TOKENS, exactness=self.exactness
             )
@@ -256,8 +269,10 @@ async def test_who_ends_while_its_kv_is_read_leaves_nothing_behind(world: World,
     assert live.request.state is (RequestState.CANCELLED if how == "leaves" else RequestState.FINISHED)
     assert world.engine.num_running == 0
     assert world.headroom.held_bytes > 0, "what is being read is still counted"
+    assert world.engine.brought == []
     world.files.gate.set()
     await world.until(lambda: world.headroom.held_bytes == 0)
+    assert world.engine.brought == [None], "nobody wants it any more"
     again = await world.ask()
     assert facts(again) == facts(cold)
     assert again.num_cached_tokens == again.num_prompt_tokens

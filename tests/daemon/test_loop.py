@@ -14,6 +14,7 @@ import torch
 
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.engine.engine import Engine
+from semcache.daemon.inbox import Command, Inbox, Submit
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
 from semcache.daemon.resident import Progress
@@ -410,6 +411,36 @@ def test_who_comes_behind_a_stop_is_told(make_loop: Callable[..., EngineLoop]) -
         assert isinstance(asked.end().error, UnavailableError)
         assert asked.handed.get(timeout=TIMEOUT_S) is None or asked is running
     assert loop.num_waiting == 0
+
+
+@pytest.mark.parametrize("keep_alive_s", [0, 1000])
+def test_nothing_is_done_while_all_wait_for_kv(
+    make_loop: Callable[..., EngineLoop], monkeypatch: pytest.MonkeyPatch, keep_alive_s: float
+) -> None:
+    """The engine's thread waits for the next message, whoever has no slot yet and whatever is to happen later."""
+    logits = torch.zeros(272)
+    arriving = Asked("x" * 16, num_restored=16, prompt_logits=logits, is_arriving=True, max_tokens=200)
+    looks: queue.SimpleQueue[tuple[bool, float | None]] = queue.SimpleQueue()
+    get = Inbox.get
+
+    def watched(inbox: Inbox, *, block: bool, timeout_s: float | None = None) -> Submit | Command | None:
+        if arriving.request.output_tokens:
+            looks.put((block, timeout_s))
+        return get(inbox, block=block, timeout_s=timeout_s)
+
+    monkeypatch.setattr(Inbox, "get", watched)
+    loop = make_loop(num_slots=1, keep_alive_s=keep_alive_s)
+    arriving.submit(loop)
+    took_all, waits = (False, None), (True, None)
+    assert looks.get(timeout=TIMEOUT_S) == waits
+    waiting = Asked("next")
+    for say in (lambda: waiting.submit(loop), lambda: loop.offer(arriving.request, []), loop.unload):
+        say()
+        assert [looks.get(timeout=TIMEOUT_S) for _ in range(2)] == [took_all, waits]
+    assert looks.empty()
+    loop.cancel(arriving.request)
+    assert arriving.end().state is RequestState.CANCELLED
+    assert waiting.end().state is RequestState.FINISHED
 
 
 def test_only_requests_wait(make_loop: Callable[..., EngineLoop]) -> None:
