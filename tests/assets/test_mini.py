@@ -210,8 +210,11 @@ def test_quick_run_writes_a_loadable_folder(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(out).chat_template
 
 
-def test_quick_refuses_to_overwrite_the_built_in_model() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "train_mini.py"), "--quick"]
+def test_quick_refuses_to_overwrite_the_built_in_model_at_once() -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / "train_mini.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "--out" in done.stderr
+    assert "name another folder with --out" in done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not loaded & {"torch", "transformers", "tokenizers"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from mini.augment import STOP_WORDS, Augmenter, bare
 from mini.data import Row
+from mini.recipe import Mixture
 from mini.tokenizer import ChatEncoder
 from torch import Tensor
 
@@ -24,23 +25,6 @@ SYSTEM_MESSAGES = (
 )  # fmt: skip
 IGNORED = -100
 LONG_ANSWER = 60  # characters
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How training examples are made. The shares were chosen by held-out accuracy of short runs."""
-
-    batch_tokens: int = 3072
-    system_share: float = 0.12
-    turn_share: float = 0.10
-    blank_share: float = 0.15
-    blank_rate: float = 0.12
-    repeat_share: float = 0.06  # two wordings of one question, or two messages of one class, in a row
-    keyword_share: float = 0.30  # telling words of a question with a long answer, in a frame from elsewhere
-    snippet_share: float = 0.5  # away from its context, a question gets a piece of it or nothing
-    question_loss: float = 0.0
-    max_context_rows: int = 40
-    max_repeats: int = 5
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,17 @@ import ctypes
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from mini.data import Row, by_context
-from mini.examples import IGNORED, Batch, BatchStream, ContextStream, ExampleMaker, Mixture
+from mini.examples import IGNORED, Batch, BatchStream, ContextStream, ExampleMaker
 from mini.model import WeightAverage, build_training_model
+from mini.recipe import Recipe
 from mini.tokenizer import ChatEncoder
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the outcome of a run besides the data and the seed."""
-
-    num_steps: int = 1800
-    matrix_rate: float = 3e-3
-    embedding_rate: float = 2e-3
-    warmup_share: float = 0.03
-    cooldown_share: float = 0.6
-    weight_decay: float = 0.1
-    dropout: float = 0.1
-    average_decay: float = 0.998
-    label_smoothing: float = 0.0
-    max_norm: float = 1.0
-    calm_share: float = 0.25  # of the steps, at the end, with less noise
-    context_share: float = 0.1  # of the steps, for each dataset with a shared context
-    num_threads: int = 2
-    mixture: Mixture = field(default_factory=Mixture)
 
 
 @dataclass(frozen=True)
