@@ -12,9 +12,9 @@ from semcache.cli import render
 from semcache.cli.explain import explain, find
 from semcache.cli.feedback import mark_wrong
 from semcache.cli.options import Options, command, group
-from semcache.cli.pin import pin, unpin
+from semcache.cli.pin import pin, unpin, warn_of_missing
 from semcache.cli.tune import tune
-from semcache.wire.entries import CheckReport, Cleared, EntryDetail, EntryEvidence, EntrySummary
+from semcache.wire.entries import EntryDetail, EntryEvidence, EntrySummary
 
 Sort = Literal["used", "created", "hits", "size"]
 
@@ -43,15 +43,9 @@ def ls(
     match: Annotated[str | None, typer.Option(help="Entries whose prompt contains this text.")] = None,
 ) -> int:
     """List stored answers."""
-    import asyncio
+    from semcache.cli.connect import fetch
 
-    from semcache.cli.connect import connected
-
-    async def fetch() -> list[EntrySummary]:
-        async with connected(options) as client:
-            return await client.entries(limit=limit, sort=sort, match=match, user=user)
-
-    entries = asyncio.run(fetch())
+    entries = fetch(options, lambda client: client.entries(limit=limit, sort=sort, match=match, user=user))
     if options.json:
         render.out_json({"entries": entries})
         return 0
@@ -80,15 +74,9 @@ def _entry_row(entry: EntrySummary) -> list[str]:
 
 def show(options: Options, entry_id: Annotated[str, typer.Argument(metavar="ID")]) -> int:
     """Show one stored answer with everything that is known about it."""
-    import asyncio
+    from semcache.cli.connect import fetch
 
-    from semcache.cli.connect import connected
-
-    async def fetch() -> EntryDetail:
-        async with connected(options) as client:
-            return await client.entry(entry_id)
-
-    entry = asyncio.run(fetch())
+    entry = fetch(options, lambda client: client.entry(entry_id))
     if options.json:
         render.out_json(entry)
         return 0
@@ -139,27 +127,15 @@ def _evidence(evidence: EntryEvidence | None) -> str:
 
 def rm(options: Options, entry_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> int:
     """Remove stored answers by id, pinned ones too."""
-    import asyncio
+    from semcache.cli.connect import fetch_each
 
-    from semcache.cli.connect import connected
-
-    async def remove() -> tuple[int, list[str]]:
-        removed, missing = 0, []
-        async with connected(options) as client:
-            for entry_id in dict.fromkeys(entry_ids):
-                try:
-                    removed += await client.delete_entry(entry_id)
-                except errors.NotFoundError:
-                    missing.append(entry_id)
-        return removed, missing
-
-    removed, missing = asyncio.run(remove())
+    done, missing = fetch_each(options, entry_ids, lambda client, entry_id: client.delete_entry(entry_id))
+    removed = sum(done)
     if options.json:
         render.out_json({"removed": removed, "not_found": missing})
     else:
         render.note(options, f"removed {removed} of {removed + len(missing)}")
-        for entry_id in missing:
-            render.warn(f"semcache: no entry {entry_id!r}; `semcache cache ls` shows what is stored")
+        warn_of_missing(missing)
     return 1 if missing else 0
 
 
@@ -171,9 +147,7 @@ def clear(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> int:
     """Remove everything you stored, or the part named; pinned answers and their KV stay unless --all says otherwise."""
-    import asyncio
-
-    from semcache.cli.connect import connected
+    from semcache.cli.connect import fetch
 
     what = f"what {user} stored" if user else f"namespace {namespace}" if namespace else "everything you stored"
     what += ", pinned answers too" if everything else ", except pinned answers"
@@ -182,11 +156,7 @@ def clear(
             raise errors.UsageError(f"this would remove {what}; add --yes to do it without a question", param="yes")
         typer.confirm(f"Remove {what}?", abort=True, err=True)
 
-    async def remove() -> Cleared:
-        async with connected(options) as client:
-            return await client.clear(namespace=namespace, user=user, keep_pinned=not everything)
-
-    removed = asyncio.run(remove())
+    removed = fetch(options, lambda client: client.clear(namespace=namespace, user=user, keep_pinned=not everything))
     if options.json:
         render.out_json(removed)
     else:
@@ -199,15 +169,9 @@ def check(
     options: Options, fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False
 ) -> int:
     """Compare the database with the files; exit 1 when they differ and it was not repaired."""
-    import asyncio
+    from semcache.cli.connect import fetch
 
-    from semcache.cli.connect import connected
-
-    async def compare() -> CheckReport:
-        async with connected(options) as client:
-            return await client.check(fix)
-
-    report = asyncio.run(compare())
+    report = fetch(options, lambda client: client.check(fix))
     if options.json:
         render.out_json(report)
     else:

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +44,35 @@ async def connected(options: Options, *, start: bool = True, model: bool = False
         if start:
             await ensure_running(options, model=model)
         yield client
+
+
+def fetch(options: Options, call: Callable[[Client], Awaitable[T]], *, start: bool = True, retries: bool = False) -> T:
+    """What `call` gets from an open client, on an event loop of its own; with `retries` as `with_retries` says."""
+
+    async def run() -> T:
+        async with connected(options, start=start) as client:
+            if retries:
+                return await with_retries(options, client, lambda: call(client))
+            return await call(client)
+
+    return asyncio.run(run())
+
+
+def fetch_each(
+    options: Options, ids: Iterable[str], call: Callable[[Client, str], Awaitable[T]]
+) -> tuple[list[T], list[str]]:
+    """What `call` gets for every id, each once, and the ids that name nothing; any other refusal ends it."""
+
+    async def run(client: Client) -> tuple[list[T], list[str]]:
+        done, missing = list[T](), list[str]()
+        for one in dict.fromkeys(ids):
+            try:
+                done.append(await call(client, one))
+            except errors.NotFoundError:
+                missing.append(one)
+        return done, missing
+
+    return fetch(options, run)
 
 
 def open_client(options: Options) -> Client:

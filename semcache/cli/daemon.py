@@ -78,9 +78,7 @@ def restart(options: Options, timeout: Timeout = 30.0, force: Force = False, set
 
 def status(options: Options) -> int:
     """What the daemon is doing; exit 3 when none runs."""
-    import asyncio
-
-    from semcache.cli.connect import answers, connected, paths_of
+    from semcache.cli.connect import answers, fetch, paths_of
     from semcache.cli.process import is_locked
     from semcache.cli.stats import status_rows
 
@@ -94,11 +92,7 @@ def status(options: Options) -> int:
                 render.out(f"DAEMON  {state} · unix:{paths.socket}")
             return 3
 
-    async def fetch() -> Status:
-        async with connected(options, start=False) as client:
-            return await client.status()
-
-    found = asyncio.run(fetch())
+    found = fetch(options, lambda client: client.status(), start=False)
     if options.json:
         render.out_json(found)
     else:

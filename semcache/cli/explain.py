@@ -9,7 +9,6 @@ import typer
 from semcache.cli import render
 from semcache.cli.ask import CacheMode, Strategy
 from semcache.cli.options import Options
-from semcache.wire.entries import FoundEntry
 from semcache.wire.protocol import OUTCOME_GLYPHS
 from semcache.wire.trust import Explanation, ScopeEvidence
 
@@ -28,10 +27,8 @@ def explain(
 
     Examples: `semcache cache explain "capital of australia?"`, `semcache cache explain req_8c1f`
     """
-    import asyncio
-
     from semcache import errors
-    from semcache.cli.connect import connected, with_retries
+    from semcache.cli.connect import fetch
 
     fields = {"user": user, "cache_strategy": strategy, "cache": cache, "system": system}
     given = {name: value for name, value in fields.items() if value is not None}
@@ -39,14 +36,11 @@ def explain(
     if past and given:
         raise errors.UsageError(f"{prompt} was asked already: it has its own user, strategy and system message")
 
-    async def fetch() -> Explanation:
-        async with connected(options) as client:
-            if past:
-                return await client.explained(prompt)
-            body: dict[str, Any] = {"prompt": prompt, **given}
-            return await with_retries(options, client, lambda: client.explain(body))
-
-    found = asyncio.run(fetch())
+    if past:
+        found = fetch(options, lambda client: client.explained(prompt))
+    else:
+        body: dict[str, Any] = {"prompt": prompt, **given}
+        found = fetch(options, lambda client: client.explain(body), retries=True)
     if options.json:
         render.out_json(found)
     else:
@@ -110,15 +104,9 @@ def find(
 
     Example: `semcache cache find "capital cities" --limit 5`
     """
-    import asyncio
+    from semcache.cli.connect import fetch
 
-    from semcache.cli.connect import connected, with_retries
-
-    async def fetch() -> list[FoundEntry]:
-        async with connected(options) as client:
-            return await with_retries(options, client, lambda: client.find(text, user=user, limit=limit))
-
-    entries = asyncio.run(fetch())
+    entries = fetch(options, lambda client: client.find(text, user=user, limit=limit), retries=True)
     if options.json:
         render.out_json({"entries": entries})
         return 0

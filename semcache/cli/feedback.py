@@ -32,9 +32,7 @@ def mark_wrong(
 
     Examples: `semcache cache mark-wrong`, `semcache cache mark-wrong req_8c1f`, `semcache cache mark-wrong -u alice`
     """
-    import asyncio
-
-    from semcache.cli.connect import connected
+    from semcache.cli.connect import fetch
     from semcache.wording import marked_words
 
     if marked_id is not None and not marked_id.startswith(("req_", "e_")):
@@ -42,12 +40,11 @@ def mark_wrong(
     if marked_id is not None and user is not None:
         raise errors.UsageError(f"{marked_id} and --user {user} both say what to mark; give one of them", param="user")
 
-    async def mark() -> tuple[AskReceipt | None, FeedbackResult]:
-        async with connected(options) as client:
-            hit = await _newest_hit(client, user) if marked_id is None else None
-            return hit, await client.feedback(marked_id or (hit["id"] if hit else ""), "wrong")
+    async def mark(client: Client) -> tuple[AskReceipt | None, FeedbackResult]:
+        hit = await _newest_hit(client, user) if marked_id is None else None
+        return hit, await client.feedback(marked_id or (hit["id"] if hit else ""), "wrong")
 
-    hit, done = asyncio.run(mark())
+    hit, done = fetch(options, mark)
     if options.json:
         render.out_json(done)
         return 0

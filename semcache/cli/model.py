@@ -60,15 +60,9 @@ def unload(options: Options) -> int:
 
 
 def _fetch(options: Options, call: Callable[[Client], Awaitable[T]]) -> T:
-    import asyncio
+    from semcache.cli.connect import fetch
 
-    from semcache.cli.connect import connected, with_retries
-
-    async def fetch() -> T:
-        async with connected(options) as client:
-            return await with_retries(options, client, lambda: call(client))
-
-    return asyncio.run(fetch())
+    return fetch(options, call, retries=True)
 
 
 def _show(options: Options, model: ModelStatus) -> None:

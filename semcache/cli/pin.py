@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from semcache import errors
 from semcache.cli import render
 from semcache.cli.options import Options
 from semcache.wire.entries import PinResult
@@ -27,7 +26,7 @@ def pin(options: Options, entry_ids: EntryIds) -> int:
     else:
         held = f": {render.size(num_bytes)} with {render.count(sum(result['blocks'] for result in done))} blocks of KV"
         render.note(options, f"pinned {len(done)} of {len(done) + len(missing)}{held if done else ''}")
-        _warn_of(missing)
+        warn_of_missing(missing)
     return 1 if missing else 0
 
 
@@ -38,29 +37,17 @@ def unpin(options: Options, entry_ids: EntryIds) -> int:
         render.out_json({"unpinned": len(done), "not_found": missing})
     else:
         render.note(options, f"unpinned {len(done)} of {len(done) + len(missing)}")
-        _warn_of(missing)
+        warn_of_missing(missing)
     return 1 if missing else 0
 
 
 def _set(options: Options, entry_ids: list[str], *, pinned: bool) -> tuple[list[PinResult], list[str]]:
     """What is done, and the ids that name nothing; a refusal ends it, and what was pinned before stays pinned."""
-    import asyncio
+    from semcache.cli.connect import fetch_each
 
-    from semcache.cli.connect import connected
-
-    async def each() -> tuple[list[PinResult], list[str]]:
-        done, missing = list[PinResult](), list[str]()
-        async with connected(options) as client:
-            for entry_id in dict.fromkeys(entry_ids):
-                try:
-                    done.append(await client.pin(entry_id, pinned=pinned))
-                except errors.NotFoundError:
-                    missing.append(entry_id)
-        return done, missing
-
-    return asyncio.run(each())
+    return fetch_each(options, entry_ids, lambda client, entry_id: client.pin(entry_id, pinned=pinned))
 
 
-def _warn_of(missing: list[str]) -> None:
+def warn_of_missing(missing: list[str]) -> None:
     for entry_id in missing:
         render.warn(f"semcache: no entry {entry_id!r}; `semcache cache ls` shows what is stored")

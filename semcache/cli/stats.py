@@ -10,7 +10,6 @@ from semcache.cli import render
 from semcache.cli.options import Options, command
 from semcache.wire.protocol import OUTCOMES
 from semcache.wire.status import ModelStatus, SemanticStatus, Stats, Status, UserStats
-from semcache.wire.trust import AuditReport
 from semcache.wording import estimate, percent, suspended_words
 
 
@@ -24,28 +23,18 @@ def stats(
     audits: Annotated[bool, typer.Option("--audits", help="What audits of semantic hits found, by scope.")] = False,
 ) -> int:
     """Requests, hits and savings per user, since the data folder was made."""
-    import asyncio
-
-    from semcache.cli.connect import connected
-
-    async def fetch() -> Stats:
-        async with connected(options) as client:
-            return await client.stats()
-
-    async def fetch_audits() -> AuditReport:
-        async with connected(options) as client:
-            return await client.audit()
+    from semcache.cli.connect import fetch
 
     if audits:
         from semcache.cli.audits import print_report
 
-        report = asyncio.run(fetch_audits())
+        report = fetch(options, lambda client: client.audit())
         if options.json:
             render.out_json(report)
         else:
             print_report(options, report)
         return 0
-    found = asyncio.run(fetch())
+    found = fetch(options, lambda client: client.stats())
     if options.json:
         render.out_json(found)
     else:
@@ -83,15 +72,9 @@ def _stats_row(user: UserStats) -> list[str]:
 
 def ps(options: Options) -> int:
     """The daemon, its model, queue and cache. Never starts or wakes anything."""
-    import asyncio
+    from semcache.cli.connect import fetch
 
-    from semcache.cli.connect import connected
-
-    async def fetch() -> Status:
-        async with connected(options, start=False) as client:
-            return await client.status()
-
-    status = asyncio.run(fetch())
+    status = fetch(options, lambda client: client.status(), start=False)
     if options.json:
         render.out_json(status)
     else:

@@ -29,9 +29,7 @@ def tune(options: Options, max_error: Budget = None, max_hit_error: HitBudget = 
 
     Examples: `semcache cache tune`, `semcache cache tune --max-error 0.01 --max-error 0.02 --max-hit-error 0.05`
     """
-    import asyncio
-
-    from semcache.cli.connect import connected
+    from semcache.cli.connect import fetch
 
     for name, shares in (("max-error", max_error), ("max-hit-error", max_hit_error)):
         for share in shares or ():
@@ -40,11 +38,10 @@ def tune(options: Options, max_error: Budget = None, max_hit_error: HitBudget = 
                     f"--{name} {share:g}: must be a share between 0 and 1, as 0.02 for 2 %", param=name
                 )
 
-    async def compare() -> TuneReport:
-        async with connected(options) as client:
-            return await client.tune(*await _grid(client, max_error, max_hit_error))
+    async def compare(client: Client) -> TuneReport:
+        return await client.tune(*await _grid(client, max_error, max_hit_error))
 
-    report = asyncio.run(compare())
+    report = fetch(options, compare)
     if options.json:
         render.out_json(report)
     else:

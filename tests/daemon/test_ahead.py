@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, Message, Outcome, Request, RequestState, Sampling
 from semcache.daemon.served import ModelState, Served
 from semcache.daemon.turns import Turn, Turns
-from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.words import span
 from tests.daemon.engine.conftest import CHUNK_TOKENS, load, save_model
@@ -43,13 +41,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def real(llama: LoadedModel) -> Iterator[EngineLoop]:
     with engine_loop(llama, chunk_tokens=CHUNK_TOKENS) as engine:
         yield engine
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
-    yield store
-    store.close()
 
 
 @pytest.fixture

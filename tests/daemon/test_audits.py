@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from semcache.daemon.served import ModelState
 from semcache.errors import PromptTooLongError
 from semcache.store.decisions import Decision
 from semcache.store.entries import Entry
-from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL, asked, per_user
@@ -55,13 +54,6 @@ class Idle:
     async def drained(self) -> None:
         """What was given to the pool before now is done, and the event loop has heard of it."""
         await drained(self.pool)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +13,11 @@ from semcache.daemon.library import Library
 from semcache.daemon.request import Outcome, Request, RequestState
 from semcache.daemon.trust import Trust
 from semcache.errors import NotFoundError, UsageError
-from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import WordEmbedder, asked
 
 ANN, OTHER = "os:1/ann", "os:2"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
-    yield store
-    store.close()
 
 
 class Desk:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from semcache.daemon.cache.lessons import MAX_RECORDED, OpenQuestion, considered_of
 from semcache.daemon.request import RequestState, Sampling
-from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import asked, told
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
-    yield store
-    store.close()
 
 
 def test_a_hit_is_recorded_with_its_audit(store: Store) -> None:

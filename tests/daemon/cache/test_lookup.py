@@ -25,13 +25,6 @@ from tests.daemon.cache.words import MODEL, Cache, asked, per_user, span, told
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def cache(store: Store) -> Cache:
     return Cache(store)
 

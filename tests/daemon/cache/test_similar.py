@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,18 +16,10 @@ from semcache.daemon.cache.similar import MIN_DONOR_SCORE, NUM_CANDIDATES, Found
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.request import Message, Request, Sampling
-from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.words import MODEL, Cache, WordEmbedder, asked, per_user
 
 WORDS = "rain snow hail wind fog frost made falls cold warm".split()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
-    yield store
-    store.close()
 
 
 def search(store: Store, request: Request, policy: Any = None, *, embedder: Any = None, **options: Any) -> Found:
