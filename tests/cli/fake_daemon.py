@@ -130,7 +130,7 @@ USER_STATS: UserStats = {
     "drafted_tokens": 0,
     "accepted_tokens": 0,
     "saved_ms": 61_000.0,
-    "stored_bytes": {"ram": 1000, "disk": 2_000_000},
+    "stored_bytes": {"ram": 500_000, "disk": 2_000_000},
     "quota_bytes": None,
     "wrong_hits": {"audits": 0, "wrong": 0, "rate": None, "ci95": None},
 }

@@ -56,6 +56,7 @@ def test_stats_table(semcache: Semcache, daemon: FakeDaemon) -> None:
     assert len(lines) == 2
     assert "50.0 %" in lines[1]
     assert "12 345" in lines[1]
+    assert "2.0 MB" in lines[1], "what RAM holds lies on disk too"
     both = daemon.replies["/v1/semcache/stats"]["users"] * 2
     daemon.replies["/v1/semcache/stats"] = {**daemon.replies["/v1/semcache/stats"], "users": both}
     assert len(semcache("stats").out.splitlines()) == 4
