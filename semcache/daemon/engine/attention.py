@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
-from semcache.daemon.engine.kv import DecodeStep, PrefillStep, Run
+from semcache.daemon.engine.kv import Chunk, DecodeStep, PrefillStep, Run
 from semcache.errors import ModelLoadError
 
 ATTENTION_NAME = "semcache_slots"
-ATTENTION_VERSION = 2  # part of the numerics key: raise it whenever the arithmetic below changes
+ATTENTION_VERSION = 3  # part of the numerics key: raise it whenever the arithmetic below changes
 
 # Arguments that modules pass along and that change nothing here.
 _IGNORED_ARGUMENTS = frozenset(
@@ -65,11 +66,15 @@ def attend_slots(
     if step.rows is None:
         parts = [
             _prefill(
-                query[:, :, chunk.start - step.start : chunk.stop - step.start], key[:, :, : chunk.stop],
-                value[:, :, : chunk.stop], scaling, chunk.mask,
+                query[:, :, chunk.start - step.start : chunk.stop - step.start],
+                key[:, :, : chunk.stop],
+                value[:, :, : chunk.stop],
+                scaling,
+                step,
+                chunk,
             )
             for chunk in step.chunks
-        ]  # fmt: skip
+        ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
     outputs = [_decode(query[run.start : run.stop], key, value, scaling, run) for run in step.runs]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -80,11 +85,23 @@ def attend_last(query: Tensor, key: Tensor, value: Tensor, scaling: float | None
     return _decode(query[:, :, -1:], key, value, scaling, Run(0, 1, 0, key.shape[2], None))
 
 
-def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Any) -> Tensor:
-    # The first chunk has no mask: query and key are the same tokens, and the causal kernel skips half the work.
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
+def _prefill(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, step: PrefillStep, chunk: Chunk
+) -> Tensor:
+    """One chunk over all tokens up to its end."""
+    if key.is_cuda:
+        mask = causal_lower_right(query.shape[2], key.shape[2]) if chunk.start else None  # a marker, no tensor
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+    # Query heads that share a KV head become rows of one product, which is a tenth faster than enable_gqa: the kernel
+    # takes twice as many rows at once (135M shape, chunks of 128).
+    _, num_heads, num_tokens, key_dim = query.shape
+    num_sharing = num_heads // key.shape[1]
+    rows = query.reshape(1, key.shape[1], num_sharing * num_tokens, key_dim)
+    mask = step.mask(chunk, num_sharing, key)
+    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return output.view(1, num_heads, num_tokens, value.shape[-1])
 
 
 def _decode(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, run: Run) -> Tensor:

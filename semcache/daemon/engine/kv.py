@@ -9,12 +9,11 @@ import math
 import mmap
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from semcache.errors import EngineError, ModelLoadError
 from semcache.store.tensors import KVSpan
@@ -36,7 +35,6 @@ class Chunk(NamedTuple):
 
     start: int
     stop: int
-    mask: Any  # None for the first of a prompt, else what SDPA takes as attn_mask
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,21 @@ class PrefillStep:
     chunks: tuple[Chunk, ...]
     position_ids: Tensor  # [1, stop - start]
     rows: None = None
+    _masks: dict[tuple[Chunk, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, chunk: Chunk, num_sharing: int, like: Tensor) -> Tensor:
+        """What SDPA adds to the scores of a chunk, [num_sharing * tokens, stop]; all layers share it.
+
+        Token i sees what lies before the chunk, and the chunk up to itself; `num_sharing` heads are one below the
+        other.
+        """
+        if (mask := self._masks.get((chunk, num_sharing))) is None:
+            num_tokens = chunk.stop - chunk.start
+            mask = torch.zeros(num_sharing, num_tokens, chunk.stop, dtype=like.dtype, device=like.device)
+            hidden = torch.full((num_tokens, num_tokens), float("-inf"), dtype=like.dtype, device=like.device)
+            mask[:, :, chunk.start :] = hidden.triu_(1)
+            mask = self._masks[chunk, num_sharing] = mask.view(-1, chunk.stop)
+        return mask
 
 
 class Run(NamedTuple):
@@ -157,13 +170,11 @@ class SlotPool:
         return KVSpan(keys, values)
 
     def prefill_step(self, slot: int, start: int, stop: int, chunk_tokens: int | None = None) -> PrefillStep:
-        """The step for one prefill chunk, or for several of `chunk_tokens`, with masks that all layers share."""
+        """The step for one prefill chunk, or for several of `chunk_tokens`."""
         starts = range(start, stop, chunk_tokens or stop - start)
-        chunks = [(first, min(first + starts.step, stop)) for first in starts]
-        masks = [None if first == 0 else _lower_right_mask(first, last, self.keys[0]) for first, last in chunks]
-        parts = tuple(Chunk(*chunk, mask) for chunk, mask in zip(chunks, masks, strict=True))
+        chunks = tuple(Chunk(first, min(first + starts.step, stop)) for first in starts)
         positions = torch.arange(start, stop, device=self.keys[0].device)[None]
-        return PrefillStep(slot, start, stop, self.info.context_tokens, parts, positions)
+        return PrefillStep(slot, start, stop, self.info.context_tokens, chunks, positions)
 
     def decode_step(self, rows: Sequence[tuple[int, int]]) -> DecodeStep:
         """The step for one token in each of `rows`: (slot, position of the new token).
@@ -242,12 +253,3 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 def slot_capacity(context_tokens: int) -> int:
     """Tokens a slot is allocated for."""
     return -(-context_tokens // _CAPACITY_MULTIPLE) * _CAPACITY_MULTIPLE
-
-
-def _lower_right_mask(start: int, stop: int, like: Tensor) -> Any:
-    """Token i of the chunk sees the `start` tokens before it and the chunk up to itself."""
-    num_queries = stop - start
-    if like.device.type == "cuda":
-        return causal_lower_right(num_queries, stop)  # a marker for the fused kernels, no tensor
-    mask = torch.zeros(num_queries, stop, dtype=like.dtype)
-    return mask.masked_fill_(torch.ones(num_queries, stop, dtype=torch.bool).triu_(start + 1), float("-inf"))

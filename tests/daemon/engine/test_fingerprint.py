@@ -99,7 +99,7 @@ def test_numerics_name_everything_that_rounds() -> None:
     )
     assert f"torch{torch.__version__}" in text
     assert "chunk128" in text
-    assert "semcache_slots2" in text
+    assert "semcache_slots3" in text
     assert PACKED in text
     assert "bfloat16" in text
     others = [("float32", 128, PACKED), ("bfloat16", 64, PACKED), ("bfloat16", 128, PLAIN), ("bfloat16", 128, BOTH)]

@@ -168,16 +168,16 @@ def test_slots_are_allocated_on_a_common_boundary() -> None:
     assert [slot_capacity(n) for n in (1, 64, 65)] == [64, 64, 128]
 
 
-def test_the_mask_of_a_later_chunk_is_causal_from_the_lower_right() -> None:
-    [(_, _, mask)] = SlotPool(INFO, 1).prefill_step(0, 2, 5).chunks
+@pytest.mark.parametrize("num_sharing", [1, 3])
+def test_the_mask_of_a_chunk_is_causal_from_the_lower_right_for_each_head(num_sharing: int) -> None:
+    step = SlotPool(INFO, 1).prefill_step(0, 2, 5)
+    mask = step.mask(step.chunks[0], num_sharing, torch.empty(0))
     allowed = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert (mask == 0).tolist() == [[bool(cell) for cell in row] for row in allowed]
-    assert SlotPool(INFO, 1).prefill_step(0, 0, 5).chunks == ((0, 5, None),)
+    assert (mask == 0).tolist() == num_sharing * [[bool(cell) for cell in row] for row in allowed]
+    assert step.mask(step.chunks[0], num_sharing, torch.empty(0)) is mask  # all layers share it
 
 
 def test_a_wide_step_has_the_chunks_that_it_would_have_alone() -> None:
     pool = SlotPool(INFO, 1)
     alone = [*pool.prefill_step(0, 4, 8).chunks, *pool.prefill_step(0, 8, 12).chunks]
-    wide = pool.prefill_step(0, 4, 12, 4).chunks
-    assert [chunk[:2] for chunk in wide] == [chunk[:2] for chunk in alone] == [(4, 8), (8, 12)]
-    assert all(torch.equal(ours.mask, other.mask) for ours, other in zip(wide, alone, strict=True))
+    assert list(pool.prefill_step(0, 4, 12, 4).chunks) == alone == [(4, 8), (8, 12)]

@@ -25,6 +25,7 @@ from semcache.daemon.engine.packed import (
     BOTH,
     PACKED,
     PLAIN,
+    SPLIT,
     LinearShare,
     PackedLinear,
     SharedProduct,
@@ -54,29 +55,48 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("num_rows", [1, 3, 4, 40])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 40])
 def test_a_packed_product_is_the_plain_one(dtype: torch.dtype, has_bias: bool, num_rows: int) -> None:
     parts = linears(8, 5, has_bias=has_bias, dtype=dtype)
-    states = torch.randn(1, num_rows, 24).to(dtype)
-    expected = torch.cat([part(states) for part in parts], dim=-1)
-    for keeps_plain in (False, True):
-        assert_close(PackedLinear(parts, keeps_plain=keeps_plain)(states), expected)
+    states, residual = torch.randn(1, num_rows, 24).to(dtype), torch.randn(num_rows, 13).to(dtype)
+    expected, before = torch.cat([part(states) for part in parts], dim=-1), residual.clone()
+    for products in (PACKED, BOTH, SPLIT):
+        product = PackedLinear(parts, products)
+        assert_close(product(states), expected)
+        assert_close(product.added(states[0], residual), expected[0] + residual)
+        assert torch.equal(residual, before)
 
 
-def test_kept_plain_weights_serve_few_rows() -> None:
-    [linear], states = linears(8), torch.randn(4, 24)
-    product = PackedLinear([linear], keeps_plain=True)
-    assert torch.equal(product(states[:3]), F.linear(states[:3], linear.weight))
-    product._plain = torch.zeros_like(linear.weight)
-    assert not product(states[:3]).any()
+@pytest.mark.parametrize(("products", "max_rows"), [(BOTH, 3), (SPLIT, 2)])
+def test_kept_plain_weights_serve_few_rows(products: str, max_rows: int) -> None:
+    [linear], states = linears(8), torch.randn(max_rows + 1, 24)
+    product = PackedLinear([linear], products)
+    assert_close(product(states[:max_rows]), F.linear(states[:max_rows], linear.weight))
+    for kept in product.kept():
+        if not kept.is_mkldnn:
+            kept.zero_()
+    assert not product(states[:max_rows]).any()
     assert product(states).any()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
+def test_rows_are_split_among_any_number_of_threads(num_threads: int) -> None:
+    [linear], states = linears(13), torch.randn(2, 24)
+    num_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        product = PackedLinear([linear], SPLIT)
+    finally:
+        torch.set_num_threads(num_before)
+    for num_rows in (1, 2):
+        assert_close(product(states[:num_rows]), linear(states[:num_rows]))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_unpacking_gives_the_same_bits(dtype: torch.dtype, has_bias: bool) -> None:
     parts = linears(8, 5, has_bias=has_bias, dtype=dtype)
-    for part, again in zip(parts, PackedLinear(parts, keeps_plain=False).unpacked(), strict=True):
+    for part, again in zip(parts, PackedLinear(parts, PACKED).unpacked(), strict=True):
         assert torch.equal(part.weight, again.weight)
         assert (part.bias is None) == (again.bias is None)
         assert part.bias is None or torch.equal(part.bias, again.bias)
@@ -86,13 +106,13 @@ def test_unpacking_gives_the_same_bits(dtype: torch.dtype, has_bias: bool) -> No
 @given(calls=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12))
 def test_whoever_calls_in_whatever_order_gets_its_own_product(calls: list[tuple[int, int]]) -> None:
     parts, inputs = linears(8, 5, 5), [torch.randn(1, 4, 24) for _ in range(3)]
-    shared = SharedProduct(PackedLinear(parts, keeps_plain=False))
+    shared = SharedProduct(PackedLinear(parts, PACKED))
     for part, states in calls:
         assert_close(shared.output(part, inputs[states]), parts[part](inputs[states]))
 
 
 def test_siblings_cost_one_product_and_keep_nothing_afterwards() -> None:
-    product = PackedLinear(linears(8, 5, 5), keeps_plain=False)
+    product = PackedLinear(linears(8, 5, 5), PACKED)
     shared, states = SharedProduct(product), torch.randn(1, 2, 24)
     outputs = [shared.output(part, states) for part in range(3)]
     assert len({output.untyped_storage().data_ptr() for output in outputs}) == 1
@@ -123,7 +143,7 @@ def logits_of(model: Any, num_tokens: int) -> Tensor:
         return model(torch.arange(num_tokens)[None], use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("products", [PACKED, BOTH])
+@pytest.mark.parametrize("products", [PACKED, BOTH, SPLIT])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_model_says_what_the_plain_one_says(family: str, dtype: str, products: str) -> None:
@@ -144,7 +164,7 @@ def test_loading_packs_with_what_suits_this_machine(loaded: Loaded) -> None:
     is_packed = any(isinstance(module, PackedLinear | LinearShare) for module in model.model.modules())
     assert is_packed == (model.info.products != PLAIN)
     num_linear = 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128) + 272 * 64
-    num_twice = num_linear if model.info.products == BOTH else 0
+    num_twice = num_linear if model.info.products in (BOTH, SPLIT) else 0
     assert model.info.weights_bytes == 4 * (model.info.num_parameters + num_twice)
 
 
@@ -153,6 +173,7 @@ def test_loading_packs_with_what_suits_this_machine(loaded: Loaded) -> None:
     [
         (INTEL, "float32", 1000, BOTH),
         (INTEL, "float32", 1001, PLAIN),
+        (AMD, "float32", 1000, SPLIT),
         (AMD, "float32", 1001, PACKED),
         (AMD, "float16", 1, PLAIN),
         (None, "float32", 1, PLAIN),

@@ -125,10 +125,10 @@ def test_a_family_with_its_own_attention_is_refused(tmp_path: Path) -> None:
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Replace one part of our attention by a version with a bug."""
 
-    def no_causality(query: Any, key: Any, value: Any, scaling: Any, mask: Any) -> Any:
+    def no_causality(query: Any, key: Any, value: Any, scaling: Any, *_: Any) -> Any:
         return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True)
 
-    def upper_left(query: Any, key: Any, value: Any, scaling: Any, mask: Any) -> Any:
+    def upper_left(query: Any, key: Any, value: Any, scaling: Any, *_: Any) -> Any:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
 
     right = attention._decode
