@@ -46,13 +46,13 @@ class Unwritten:
         """What it takes in memory."""
         return self.stored.size_bytes
 
-    def row(self, content: memoryview) -> BlockRow:
-        """The row of the file with its bytes."""
+    def row(self, pieces: Sequence[memoryview]) -> BlockRow:
+        """The row of the file with these bytes."""
         key, owner = self.key, self.owner
         return BlockRow(
             hash=key.hash, kind=key.kind, scope=owner.scope, model=owner.model, fingerprint=owner.fingerprint,
             parent=key.parent, first_token=key.first_token, num_tokens=len(key.token_ids),
-            token_ids=pack_tokens(key.token_ids), size_bytes=len(content), checksum=checksum(content),
+            token_ids=pack_tokens(key.token_ids), size_bytes=sum(map(len, pieces)), checksum=checksum(*pieces),
             user=owner.user, created_at=self.created_at, last_used_at=self.created_at, compute_ms=self.compute_ms,
         )  # fmt: skip
 
@@ -139,11 +139,11 @@ class DiskTier:
 
         `published` is called before anybody can delete the new row.
         """
-        content = encode(block.stored)
-        row = block.row(content)
+        pieces = encode(block.stored)
+        row = block.row(pieces)
         path = self.path_of(row)
         try:
-            temp = self._files.write_temp(path, content, durable=self._durable)
+            temp = self._files.write_temp(path, pieces, durable=self._durable)
             with self._db.lock:
                 self._publish(temp, path, row)
                 published(row, block.stored)

@@ -10,6 +10,7 @@ import itertools
 import os
 import stat
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,28 +32,29 @@ class Files:
         self._lock = threading.Lock()
         self.buffers = Buffers()
 
-    def write_temp(self, path: Path, content: bytes | memoryview, *, durable: bool) -> Path:
-        """Write `content` beside `path` under a temporary name; removes it again when that fails."""
+    def write_temp(self, path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool) -> Path:
+        """Write the pieces beside `path`, one behind the other, under a temporary name; removes it when that fails."""
         temp = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}{TEMP_SUFFIX}")
         with self._lock:
             self._open_temps.add(temp)
         try:
             try:
-                self._write(temp, content, durable=durable)
+                self._write(temp, pieces, durable=durable)
             except FileNotFoundError:
                 _make_private(path.parent)
-                self._write(temp, content, durable=durable)
+                self._write(temp, pieces, durable=durable)
         except BaseException:
             self.discard_temp(temp)
             raise
         return temp
 
-    def _write(self, path: Path, content: bytes | memoryview, *, durable: bool) -> None:
+    def _write(self, path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            view = memoryview(content)
-            while view:  # one write() moves at most 2 GiB and may stop short when the disk is nearly full
-                view = view[os.write(fd, view) :]
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:  # one write() moves at most 2 GiB and may stop short when the disk is nearly full
+                    view = view[os.write(fd, view) :]
             if durable:
                 os.fsync(fd)
         finally:

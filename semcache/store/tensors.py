@@ -92,13 +92,16 @@ def _alone(tensor: Tensor) -> Tensor:
     return copy
 
 
-def checksum(content: bytes | memoryview) -> str:
+def checksum(*pieces: bytes | memoryview) -> str:
     """xxh3-128 over the whole file: a flip in the header changes shapes, one in the data changes numbers."""
-    return xxhash.xxh3_128_hexdigest(content)
+    digest = xxhash.xxh3_128()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
-def encode(stored: Stored) -> memoryview:
-    """The bytes of a block file or tail record; the tensors may be views of anything."""
+def encode(stored: Stored) -> list[memoryview]:
+    """The bytes of a block file or tail record, in pieces; tensors that lie in one piece are not copied."""
     span = stored.span if isinstance(stored, TailRecord) else stored
     tensors = {"keys": span.keys, "values": span.values}
     if isinstance(stored, TailRecord):
@@ -111,15 +114,10 @@ def encode(stored: Stored) -> memoryview:
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, num_bytes]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN_BYTES)  # the format allows blanks; they align the tensors
-    # Not a bytearray: zeroing one holds the interpreter's lock, and with it the thread that runs the model.
-    content = np.empty(8 + len(text) + num_bytes, np.uint8).data
-    content[:8] = len(text).to_bytes(8, "little")
-    content[8 : 8 + len(text)] = text
-    for name, tensor in tensors.items():
-        if tensor.numel():
-            # numpy and not torch: a torch copy wakes a thread per core and waits for the slowest one.
-            np.copyto(_bits(_tensor(content, header[name])), _bits(tensor.detach()))
-    return content
+    head = len(text).to_bytes(8, "little") + text
+    # numpy cannot view an empty range as bytes.
+    filled = [np.ascontiguousarray(_bits(tensor.detach())) for tensor in tensors.values() if tensor.numel()]
+    return [memoryview(head), *(array.reshape(-1).view(np.uint8).data for array in filled)]
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

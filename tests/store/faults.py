@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from semcache.store.store import DATABASE_NAME
-from semcache.store.tensors import encode
 
-from .samples import span, tail
+from .samples import file_bytes, span, tail
 from .world import files_of
 
 TABLES = (
@@ -93,7 +92,7 @@ def stale_file(rng: random.Random, data_dir: Path) -> None:
     """A whole file of the right shape and size, but of other numbers: an older life of the same name."""
     path = _a_file(rng, data_dir)
     seed = rng.randrange(1000, 2000)
-    path.write_bytes(encode(tail(seed=seed) if ".tail." in path.name else span(seed=seed)))
+    path.write_bytes(file_bytes(tail(seed=seed) if ".tail." in path.name else span(seed=seed)))
 
 
 def lose_file(rng: random.Random, data_dir: Path) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,9 +70,11 @@ class Machine(Files):
             raise OSError(self.codes[call], os.strerror(self.codes[call]))
         do()
 
-    def _write(self, path: Path, content: bytes | bytearray, *, durable: bool) -> None:
+    def _write(self, path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool) -> None:
+        content = b"".join(pieces)
+
         def write(num_bytes: int) -> None:
-            super(Machine, self)._write(path, bytes(content[:num_bytes]), durable=durable)
+            super(Machine, self)._write(path, [content[:num_bytes]], durable=durable)
 
         self._step("write", lambda: write(len(content)), lambda: write(int(self.part * len(content))))
 

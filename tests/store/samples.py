@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from semcache.store.evidence import EntryEvidence
 from semcache.store.files import Files
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
-from semcache.store.tensors import KVSpan, TailRecord
+from semcache.store.tensors import KVSpan, Stored, TailRecord, encode
 from semcache.store.usage import UsageRecord
 
 # Time is never what fails a test here.
@@ -54,6 +55,11 @@ def span(num_tokens: int = BLOCK_TOKENS, seed: int = 0, dtype: torch.dtype = tor
 
 def tail(num_tokens: int = 3, seed: int = 0) -> TailRecord:
     return TailRecord(span(num_tokens, seed), torch.randn(11, generator=torch.Generator().manual_seed(seed)))
+
+
+def file_bytes(stored: Stored) -> bytearray:
+    """The whole file of a block or record."""
+    return bytearray(b"".join(encode(stored)))
 
 
 def chain(num_blocks: int, start: int = 0, root: str = ROOT) -> list[BlockKey]:
@@ -146,11 +152,12 @@ class BrokenFiles(Files):
         if call in self.fail:
             raise OSError(self.fail[call], os.strerror(self.fail[call]))
 
-    def _write(self, path: Path, content: bytes | memoryview, *, durable: bool) -> None:
+    def _write(self, path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool) -> None:
         if "write" in self.fail:
+            content = b"".join(pieces)
             path.write_bytes(content[: len(content) // 2])  # a full disk stops in the middle
         self._maybe("write")
-        super()._write(path, content, durable=durable)
+        super()._write(path, pieces, durable=durable)
 
     def publish(self, temp: Path, path: Path, *, durable: bool) -> None:
         self._maybe("publish")

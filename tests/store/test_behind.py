@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,13 +18,12 @@ from semcache.store.files import Files
 from semcache.store.incidents import Incidents
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
-from semcache.store.tensors import encode
 
 from .conftest import OpenStore
-from .samples import ALICE, BOB, block_files, chain, put_chain, same, span, tail, tail_of
+from .samples import ALICE, BOB, block_files, chain, file_bytes, put_chain, same, span, tail, tail_of
 
 BLOCK_BYTES = span().size_bytes
-FILE_BYTES = len(encode(span()))
+FILE_BYTES = len(file_bytes(span()))
 
 
 class Gate:
@@ -198,9 +197,9 @@ class SlowFiles(Files):
         super().__init__()
         self.may_write = threading.Event()
 
-    def _write(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> None:
+    def _write(self, path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool) -> None:
         assert self.may_write.wait(30)
-        super()._write(path, content, durable=durable)
+        super()._write(path, pieces, durable=durable)
 
 
 def test_everything_is_there_before_and_after_it_is_written(open_store: OpenStore, data_dir: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_file_that_was_published_since_the_folder_was_listed_is_no_leftover(
 
     files = Publishing()
     store = open_store(files=files)
-    files.temp = files.write_temp(data_dir / "kv" / "mini" / "ab" / "done", b"whole", durable=False)
+    files.temp = files.write_temp(data_dir / "kv" / "mini" / "ab" / "done", [b"whole"], durable=False)
     assert kinds(store) == []
 
 
@@ -137,7 +137,7 @@ def test_a_write_in_progress_is_no_leftover(open_store: OpenStore, data_dir: Pat
     files = BrokenFiles()
     store = open_store(files=files)
     path = data_dir / "kv" / "mini" / "ab" / "busy.safetensors"
-    temp = files.write_temp(path, b"half", durable=False)
+    temp = files.write_temp(path, [b"half"], durable=False)
     assert kinds(store, fix=True) == []
     files.discard_temp(temp)
     assert not temp.exists()

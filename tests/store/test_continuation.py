@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,10 @@ from semcache.store.blocks import BlockKey, Continuation, block_chain, short_key
 from semcache.store.files import Files
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
-from semcache.store.tensors import TailRecord, encode
+from semcache.store.tensors import TailRecord
 
 from .conftest import OpenStore
-from .samples import ALICE, BLOCK_TOKENS, FEW, NO_RAM, ROOT, BrokenFiles, Clock, block_files, same, span
+from .samples import ALICE, BLOCK_TOKENS, FEW, NO_RAM, ROOT, BrokenFiles, Clock, block_files, file_bytes, same, span
 from .test_tiers import SlowDisk
 
 # Large ones too: their bytes are in another order than their numbers.
@@ -44,9 +44,9 @@ class HeldFiles(Files):
         super().__init__()
         self.go = threading.Event()
 
-    def write_temp(self, path: Path, content: bytes | bytearray | memoryview, *, durable: bool) -> Path:
+    def write_temp(self, path: Path, pieces: Sequence[bytes | memoryview], *, durable: bool) -> Path:
         assert self.go.wait(30)
-        return super().write_temp(path, content, durable=durable)
+        return super().write_temp(path, pieces, durable=durable)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_it_is_not_loaded_where_computing_what_is_shared_is_faster(data_dir: Pat
     try:
         put(store, 1, 2, 3, 4)
         assert store.load_continuation(behind(1, 2)) is not None  # measures the disk
-        file_ms = float(len(encode(span())))
+        file_ms = float(len(file_bytes(span())))
         num_read = disk.num_read
         assert store.load_continuation(behind(1, 2), ms_per_token=0.98 * file_ms / 2) is None
         assert disk.num_read == num_read

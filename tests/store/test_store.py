@@ -20,7 +20,6 @@ from semcache.store.blocks import block_chain
 from semcache.store.evidence import StoredEvidence
 from semcache.store.limits import MOST_BYTES, StoreLimits
 from semcache.store.store import Store
-from semcache.store.tensors import encode
 from semcache.store.vectors import Partition
 
 from .conftest import OpenStore
@@ -36,13 +35,14 @@ from .samples import (
     decision,
     entry,
     evidence,
+    file_bytes,
     put_chain,
     span,
     usage_record,
     vector,
 )
 
-BLOCK_BYTES = len(encode(span()))
+BLOCK_BYTES = len(file_bytes(span()))
 
 
 def test_another_scope_sees_neither_answers_nor_blocks(store: Store) -> None:

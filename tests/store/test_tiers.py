@@ -18,7 +18,6 @@ from semcache.store.blocks import BlockKey, tail_key
 from semcache.store.files import Files
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
-from semcache.store.tensors import encode
 
 from .conftest import OpenStore
 from .samples import (
@@ -30,6 +29,7 @@ from .samples import (
     Clock,
     block_files,
     chain,
+    file_bytes,
     put_chain,
     same,
     span,
@@ -325,8 +325,7 @@ def test_no_more_is_loaded_than_is_faster_than_computing(data_dir: Path, clock: 
         keys = chain(5)
         put_chain(store, keys)
         assert len(store.load_prefix(keys, ms_per_token=1e-9)) == 5  # the first load is how the speed is known
-        file_bytes = len(encode(span()))
-        ms_per_token = file_bytes / BLOCK_TOKENS
+        ms_per_token = len(file_bytes(span())) / BLOCK_TOKENS
         num_read = disk.num_read
         assert store.load_prefix(keys, ms_per_token=0.98 * ms_per_token) == []
         assert disk.num_read == num_read

@@ -90,9 +90,9 @@ def _prefill(
 ) -> Tensor:
     """One chunk over all tokens up to its end."""
     if key.is_cuda:
-        mask = causal_lower_right(query.shape[2], key.shape[2]) if chunk.start else None  # a marker, no tensor
+        later = causal_lower_right(query.shape[2], key.shape[2]) if chunk.start else None  # a marker, no tensor
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+            query, key, value, attn_mask=later, is_causal=later is None, scale=scaling, enable_gqa=True
         )
     # Query heads that share a KV head become rows of one product, which is a tenth faster than enable_gqa: the kernel
     # takes twice as many rows at once (135M shape, chunks of 128).

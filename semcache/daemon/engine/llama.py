@@ -86,8 +86,9 @@ class _Norm:
         if states.is_cuda or states.dtype != torch.float32:  # a kernel of its own, or computed in float32
             return F.rms_norm(states, self.weight.shape, self.weight, self.epsilon)
         # What F.rms_norm does on the CPU, in half of its passes over the states.
-        scale = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_().div_(states.shape[-1])
-        return (states * scale.add_(self.epsilon).rsqrt_()).mul_(self.weight)
+        norm: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        scale = norm.square_().div_(states.shape[-1]).add_(self.epsilon).rsqrt_()
+        return (states * scale).mul_(self.weight)
 
 
 @dataclass(frozen=True)

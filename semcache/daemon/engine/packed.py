@@ -115,7 +115,8 @@ class PackedLinear(nn.Module):
 
     def kept(self) -> list[Tensor]:
         """The tensors that it holds."""
-        return [t for t in (self._packed, self._few and self._few.weight, self._bias) if t is not None]
+        plain = self._few.weight if self._few is not None else None
+        return [tensor for tensor in (self._packed, plain, self._bias) if tensor is not None]
 
     def unpacked(self) -> list[nn.Linear]:
         """The modules it was made of, with the same bits."""
