@@ -74,23 +74,25 @@ class Computations:
         """Until the request ended and everything is written. BusyError, before any KV is read: too many wait."""
         hold = await self._load(request, match, terms)
         match.give_kv(request)
-        needs = {"slot", "reads"} if request.is_arriving else {"slot"}
+        needs = {"slot", "reads", "arrival"} if request.is_arriving else {"slot"}
         self._give_donors(request, match, terms)
         stores = wants_storing(request) and bool(terms.granted.write)
         request.match(replace(match.receipt, stored=stores))
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
-        def done_with(need: str) -> None:
-            needs.discard(need)
+        def done_with(*done: str) -> None:
+            needs.difference_update(done)
             if not needs:
                 hold.give_back()
 
         def hand_over(done: Request, kv: PromptKV | None) -> None:
-            loop.call_soon_threadsafe(done_with, "slot")
+            loop.call_soon_threadsafe(done_with, "slot", "arrival")
             loop.call_soon_threadsafe(self._after, done, kv, match, terms, flight, ended)
 
         request.on_slot = lambda: loop.call_soon_threadsafe(done_with, "slot")
+        # What is read lies with the engine until it is copied, which may take longer than reading it.
+        request.on_arrived = lambda: loop.call_soon_threadsafe(done_with, "arrival")
         self._aftermath.add(ended, request)
         if flight is not None:
             flight.is_computing = True  # cleared by `_after`, whatever becomes of this coroutine

@@ -23,6 +23,7 @@ from semcache.errors import BusyError
 from semcache.store.files import Files
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
+from semcache.store.tensors import KVSpan
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL, asked
 from tests.daemon.engine.conftest import load, request_for, save_model
@@ -61,6 +62,13 @@ class Line(FakeLoop):
         super().__init__()
         self.served.cuts = MODEL.cuts
         self.waiting: set[str] = set()
+        self.takes_kv = True
+        self.brought: list[KVSpan | None] = []
+
+    def bring(self, request: Request, span: KVSpan | None) -> None:
+        self.brought.append(span)
+        if self.takes_kv:
+            super().bring(request, span)
 
     def submit(
         self, request: Request, hand_over: Callable[[Request, PromptKV | None], None], served: Served | None
@@ -273,6 +281,29 @@ async def test_what_the_pool_still_reads_for_a_request_that_left_is_counted_unti
     line.end(await line.next())
     assert (await ended(staying)).num_restored == NUM_TOKENS
     await until(pool, lambda: headroom.held_bytes == 0)
+
+
+@pytest.mark.parametrize("how", ["taken", "ended"])
+async def test_what_is_read_and_not_yet_taken_is_counted(
+    make_service: Callable[..., Service], line: Line, pool: ThreadPoolExecutor, how: str
+) -> None:
+    headroom = Headroom(PROMPT_BYTES)
+    service = make_service(headroom=headroom)
+    line.takes_kv = False
+    live = await service.start(ask(prompt(0)))
+    request = await line.next()
+    assert request.is_arriving
+    line.give_slot(request)
+    await until(pool, lambda: line.brought[-1:] == [None])
+    for _ in range(3):
+        await drained(pool)
+    assert headroom.held_bytes == PROMPT_BYTES
+    if how == "taken":
+        request.on_arrived()
+        await until(pool, lambda: headroom.held_bytes == 0)
+    line.end(request)
+    await ended(live)
+    assert headroom.held_bytes == 0
 
 
 async def test_a_read_that_fails_leaves_the_headroom_to_others(
