@@ -16,7 +16,7 @@ from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.headroom import Headroom
 from semcache.daemon.live import Ask, Live
-from semcache.daemon.request import CacheMode, CacheOptions, Message, Outcome, Request, RequestState, Sampling
+from semcache.daemon.request import CacheMode, CacheOptions, End, Message, Outcome, Request, RequestState, Sampling
 from semcache.daemon.served import Served
 from semcache.daemon.service import Service
 from semcache.errors import BusyError
@@ -304,6 +304,45 @@ async def test_what_is_read_and_not_yet_taken_is_counted(
     line.end(request)
     await ended(live)
     assert headroom.held_bytes == 0
+
+
+@pytest.mark.parametrize("what", ["the donor's text", "the news"])
+async def test_what_fails_on_the_way_to_the_engine_leaves_the_headroom_to_others(
+    make_service: Callable[..., Service], school: School, line: Line, what: str
+) -> None:
+    school.cache.answer(asked("what is rain"), "water", model=replace(MODEL, fingerprint="another"))
+    headroom = Headroom(PROMPT_BYTES)
+    service = make_service(headroom=headroom)
+    is_news = what == "the news"  # of KV that is there already
+    live = await service.start(ask(prompt(0)) if is_news else ask("so what is rain", CacheOptions()))
+    publish = live.request.publish
+
+    def fail(event: object) -> None:
+        if not isinstance(event, End):
+            raise RuntimeError("no")
+        publish(event)
+
+    if is_news:
+        live.request.publish = fail
+    else:
+        line.served.tokenizer.encode_text = fail
+    assert (await ended(live)).state is RequestState.FAILED
+    assert (line.submitted.empty(), headroom.held_bytes) == (True, 0)
+
+
+async def test_the_event_loop_leaves_tokenising_to_the_pool(
+    make_service: Callable[..., Service], school: School, line: Line
+) -> None:
+    """A donor of another model has to be cut into tokens anew, and the tokenizer may be busy with a long prompt."""
+    school.cache.answer(asked("what is rain"), "water", model=replace(MODEL, fingerprint="another"))
+    service = make_service()
+    live = await service.start(ask("so what is rain", CacheOptions()))
+    request = await line.next()
+    assert request.donor is not None
+    assert bytes(request.donor.tokens) == b"water"
+    assert threading.get_ident() not in line.served.tokenizer.threads
+    line.end(request)
+    await ended(live)
 
 
 async def test_a_read_that_fails_leaves_the_headroom_to_others(
