@@ -63,8 +63,10 @@ class Auditor:
     async def _audit(self, decision: Decision, served: Served, compute: Compute) -> bool:
         """False when its result could not be recorded."""
         entry = await self._in_pool(self._store.get_entry, decision.entry_id) if decision.entry_id else None
-        made = _again(decision, entry, served) if entry is not None else None
-        if entry is None or made is None:
+        if entry is None:
+            return await self._close(decision)
+        made: tuple[Request, Identity] | None = await self._in_pool(_again, decision, entry, served)
+        if made is None:
             return await self._close(decision)
         request, identity = made
         await compute(request)
@@ -79,7 +81,8 @@ class Auditor:
 
     async def _judge(self, question: OpenQuestion, served: Served, compute: Compute) -> None:
         text = judge_prompt(question.prompt, question.answer, question.considered.candidate.answer)
-        request = _request(question.user, (Message("user", text),), Sampling(max_tokens=_JUDGE_TOKENS), served)
+        messages, sampling = (Message("user", text),), Sampling(max_tokens=_JUDGE_TOKENS)
+        request: Request | None = await self._in_pool(_request, question.user, messages, sampling, served)
         if request is None:
             return
         await compute(request)

@@ -6,7 +6,9 @@ Introduces the engine to the cache's hand-over; knows nothing of other threads a
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.drafts import Drafts
@@ -28,7 +30,7 @@ class Batch:
 
     def __init__(
         self, resident: Resident, scheduler: Scheduler, handovers: Handovers, drafts: Drafts,
-        clock: Callable[[], float], *, is_awaited: Callable[[], bool],
+        clock: Callable[[], float], *, is_awaited: Callable[[], bool], piece_bytes: int,
     ) -> None:  # fmt: skip
         self._resident = resident
         self._scheduler = scheduler
@@ -36,8 +38,10 @@ class Batch:
         self._drafts = drafts
         self._clock = clock
         self._is_awaited = is_awaited  # whether somebody is on the way here
+        self._piece_bytes = piece_bytes
         self._streams = Streams()
-        self.num_brought_bytes = 0  # in all
+        # KV that arrives, until it is taken; apart from the messages, none of which is to wait for a copy.
+        self._brought: deque[tuple[Request, KVSpan | None]] = deque()
         self.num_failures = 0
 
     @property
@@ -52,16 +56,25 @@ class Batch:
     @property
     def is_idle(self) -> bool:
         """Nothing to compute and nothing to copy; whoever is here waits for KV that is being read."""
-        return self._scheduler.is_idle and self._handovers.leaving is None
+        return self._scheduler.is_idle and self._handovers.leaving is None and not self._brought
 
     def add(self, request: Request, hand_over: HandOver) -> None:
         self._handovers.add(request, hand_over)
         self._scheduler.add(request)
 
     def bring(self, request: Request, span: KVSpan | None) -> None:
-        """The next part of the KV of a request that is arriving; None when there is no more."""
+        """The next part of the KV of a request that is arriving, for `take_brought`; None when there is no more."""
         if not request.state.is_terminal:
-            self._alone(lambda request: self._receive(request, span), request)
+            self._brought.append((request, span))
+
+    def take_brought(self) -> None:
+        """Copy about a piece of the KV that was brought, at most: running streams wait for it."""
+        copied_bytes = 0
+        while self._brought and copied_bytes < self._piece_bytes:
+            request, span = self._brought.popleft()
+            if span is not None and request.slot is not None:  # else it is kept as it is until there is a slot
+                copied_bytes += span.size_bytes
+            self._alone(partial(self._receive, span=span), request)
 
     def offer(self, request: Request, donors: Sequence[Donor]) -> None:
         """Further donors."""
@@ -113,6 +126,7 @@ class Batch:
         self._scheduler.remove(request)
         self._streams.forget(request)
         self._drafts.forget(request)
+        self._brought = deque(brought for brought in self._brought if brought[0] is not request)
         request.settle_draft()
         request.end(state, error)
         engine = self._resident.engine
@@ -172,11 +186,11 @@ class Batch:
             self._propose(request)
 
     def _receive(self, request: Request, span: KVSpan | None) -> None:
-        self.num_brought_bytes += 0 if span is None else span.size_bytes
         is_there = span is None or self._engine.receive(request, span)
         if not (is_there and request.is_arriving):  # whoever reads says that it was all when everything is tidied up
             return
         is_whole = self._engine.settle(request)
+        request.on_arrived()
         if request.state is RequestState.DECODING:
             self._scheduler.resume(request, is_whole=is_whole)
             self._propose(request)

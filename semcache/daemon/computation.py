@@ -13,7 +13,6 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 
 from semcache.daemon.aftermath import Aftermath
 from semcache.daemon.asked import donor_of
@@ -25,7 +24,7 @@ from semcache.daemon.flights import Flight, Flights
 from semcache.daemon.headroom import Headroom, Hold
 from semcache.daemon.journal import Journal
 from semcache.daemon.loop import EngineLoop
-from semcache.daemon.request import Request, RequestState
+from semcache.daemon.request import Donor, Request, RequestState
 from semcache.daemon.served import Served
 from semcache.daemon.turns import Turns
 from semcache.errors import BusyError
@@ -73,24 +72,30 @@ class Computations:
     async def run(self, request: Request, match: Match, terms: Terms, flight: Flight | None) -> None:
         """Until the request ended and everything is written. BusyError, before any KV is read: too many wait."""
         hold = await self._load(request, match, terms)
-        match.give_kv(request)
-        needs = {"slot", "reads"} if request.is_arriving else {"slot"}
-        self._give_donors(request, match, terms)
-        stores = wants_storing(request) and bool(terms.granted.write)
-        request.match(replace(match.receipt, stored=stores))
+        try:
+            match.give_kv(request)
+            self._seek_donors(request, terms)
+            stores = wants_storing(request) and bool(terms.granted.write)
+            request.match(replace(match.receipt, stored=stores))
+        except BaseException:
+            hold.give_back()  # the engine, which lets go of it otherwise, never hears of the request
+            raise
+        needs = {"slot", "reads", "arrival"} if request.is_arriving else {"slot"}
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
-        def done_with(need: str) -> None:
-            needs.discard(need)
+        def done_with(*done: str) -> None:
+            needs.difference_update(done)
             if not needs:
                 hold.give_back()
 
         def hand_over(done: Request, kv: PromptKV | None) -> None:
-            loop.call_soon_threadsafe(done_with, "slot")
+            loop.call_soon_threadsafe(done_with, "slot", "arrival")
             loop.call_soon_threadsafe(self._after, done, kv, match, terms, flight, ended)
 
         request.on_slot = lambda: loop.call_soon_threadsafe(done_with, "slot")
+        # What is read lies with the engine until it is copied, which may take longer than reading it.
+        request.on_arrived = lambda: loop.call_soon_threadsafe(done_with, "arrival")
         self._aftermath.add(ended, request)
         if flight is not None:
             flight.is_computing = True  # cleared by `_after`, whatever becomes of this coroutine
@@ -102,13 +107,13 @@ class Computations:
         await asyncio.shield(ended)
 
     async def _load(self, request: Request, match: Match, terms: Terms) -> Hold:
-        """Complete `match` with KV, once there is room for it, and hold that room."""
+        """Complete `match` with KV and the request with donors, once there is room for it, and hold that room."""
         if self.num_waiting >= self._max_queue:
             raise BusyError(
                 f"{self.num_waiting} requests are waiting (daemon.max_queue); try again shortly", retry_after_s=1
             )
         info, num_bytes = terms.served.info, 0
-        if self._lookup.may_read(request, terms.granted):
+        if self._lookup.may_read(request, terms.granted):  # else nothing was found to draft from either
             num_bytes = request.num_prompt_tokens * info.kv_bytes_per_token + info.vocab_size * _LOGIT_BYTES
         self._num_loading += 1
         try:
@@ -124,15 +129,22 @@ class Computations:
 
     async def _fill(self, hold: Hold, request: Request, match: Match, terms: Terms) -> None:
         loop = asyncio.get_running_loop()
-        find = partial(self._lookup.find_prefix, may_arrive_late=True)
-        loading = self._pool.submit(find, request, terms.granted, terms.model, match)
+
+        def load() -> list[Donor]:
+            # Here and not on the event loop: somebody's long prompt may keep the tokenizer busy.
+            donors = [donor_of(found, terms.served, time.time()) for found in match.donors]
+            self._lookup.find_prefix(request, terms.granted, terms.model, match, may_arrive_late=True)
+            return donors
+
+        loading = self._pool.submit(load)
         try:
-            await asyncio.wrap_future(loading)
+            donors = await asyncio.wrap_future(loading)
         except BaseException:
             # Who is cancelled here does not stop the pool: what it reads takes memory until it is done.
             loading.add_done_callback(lambda _done: loop.call_soon_threadsafe(hold.give_back))
             raise
         request.times.lookup_ms = match.lookup_ms
+        request.donor, request.more_donors = next(iter(donors), None), tuple(donors[1:])
 
     def _bring(self, request: Request, arriving: Generator[KVSpan, None, None]) -> None:
         """Read what the engine waits for, on a pool thread, for as long as anybody wants it."""
@@ -145,10 +157,8 @@ class Computations:
         finally:
             self._engine.bring(request, None)
 
-    def _give_donors(self, request: Request, match: Match, terms: Terms) -> None:
-        """Nearest answers now; once the answer has begun, those that began alike, looked up beside the engine."""
-        donors = [donor_of(found, terms.served, time.time()) for found in match.donors]
-        request.donor, request.more_donors = next(iter(donors), None), tuple(donors[1:])
+    def _seek_donors(self, request: Request, terms: Terms) -> None:
+        """Once the answer has begun: further donors, which began alike, looked up beside the engine."""
 
         def look_up(tokens: Sequence[int]) -> None:
             self._engine.offer(request, self._lookup.openings(tokens, terms.granted, terms.model))

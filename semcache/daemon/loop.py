@@ -46,9 +46,8 @@ class EngineLoop:
         self._handovers = Handovers(block_tokens=block_tokens, piece_bytes=piece_bytes)
         self._batch = Batch(
             self._resident, self._scheduler, self._handovers, Drafts(enabled=drafts), clock,
-            is_awaited=lambda: self._inbox.num_submits > 0,
+            is_awaited=lambda: self._inbox.num_submits > 0, piece_bytes=piece_bytes,
         )  # fmt: skip
-        self._piece_bytes = piece_bytes
         self._is_to_unload = False
         self._has_failed_to_load = False  # and not yet answered everybody who waited for that
 
@@ -159,18 +158,18 @@ class EngineLoop:
             self._batch.end_cancelled()
             if self._is_to_unload:
                 self._unload()
+            self._batch.take_brought()
             self._batch.step()
             self._batch.copy_piece()
 
     def _take_messages(self) -> bool:
-        """Handle what is in the inbox; waits only when there is nothing to compute. False ends the thread.
+        """Handle what is in the inbox; waits only when there is nothing to do. False ends the thread.
 
-        No more than about a piece of the KV that is brought: running streams wait for the copy.
+        No message takes long: KV is only noted here, so whoever comes behind it is seen before it is copied.
         """
         has_requests = self._batch.has_requests
         block = self._batch.is_idle and (has_requests or not self._is_to_unload)
-        num_brought_bytes = self._batch.num_brought_bytes
-        while self._batch.num_brought_bytes - num_brought_bytes < self._piece_bytes:
+        while True:
             timeout_s = self._resident.idle_left_s if block and not has_requests else None
             message = self._inbox.get(block=block, timeout_s=timeout_s)
             if message is None:
@@ -185,7 +184,6 @@ class EngineLoop:
                 return False
             else:
                 message.action()
-        return True
 
     def _take(self, submit: Submit) -> None:
         request = submit.request

@@ -232,6 +232,8 @@ class Request:
     seek_donors: Callable[[Sequence[int]], None] | None = None
     # Called once on the engine thread when the request has its slot, so that `restored` waits for none; must not block.
     on_slot: Callable[[], object] = lambda: None
+    # Called once on the engine thread when nothing `is_arriving` any more and all that did was taken; must not block.
+    on_arrived: Callable[[], object] = lambda: None
     accepted_donor: Donor | None = None  # whose tokens became part of the answer last
     num_drafted: int = 0  # donor tokens that were put before the model
     num_draft_accepted: int = 0

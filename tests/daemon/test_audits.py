@@ -217,6 +217,7 @@ async def test_the_judge_is_asked_after_the_audits(
     assert one.school.now(decision).label is label
     assert one.school.lessons.num_open == 0
     assert store.decisions.num_due() == 0
+    assert threading.get_ident() not in one.loop.served.tokenizer.threads, "the event loop leaves that to the pool"
 
 
 async def test_an_interrupted_judge_is_asked_again(idle: Callable[..., Idle]) -> None:

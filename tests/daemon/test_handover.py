@@ -120,6 +120,24 @@ def test_an_answer_is_handed_over_as_far_as_it_was_computed(make_arm: MakeArm) -
     assert_is_of(kv, [*PROMPT, *stopped.output_tokens], arm)
 
 
+def test_who_is_cancelled_inside_its_prompt_hands_nothing_over(make_arm: MakeArm) -> None:
+    arm = make_arm("bitwise")
+    prefill = arm.engine.prefill
+
+    def cancel_behind_two_chunks(request: Request, *, wide: bool) -> int | None:
+        token = prefill(request)
+        request.cancel_requested = request.num_computed == 2 * CHUNK_TOKENS
+        return token
+
+    arm.engine.prefill = cancel_behind_two_chunks
+    request, kv = arm.ask(PROMPT)
+    assert (request.state, request.num_computed) == (RequestState.CANCELLED, 2 * CHUNK_TOKENS)
+    assert kv is None
+    assert (arm.loop.num_failures, arm.engine.num_free_slots) == (0, arm.engine.num_slots)
+    pool = arm.engine._pool
+    assert all(tensor.isfinite().all() for tensor in (*pool.keys, *pool.values))
+
+
 def test_what_was_restored_is_handed_over_with_the_rest(make_arm: MakeArm) -> None:
     arm = make_arm("rounding")
     cold, kv = arm.ask(PROMPT)

@@ -34,16 +34,10 @@ class BrokenEngine(Engine):
     gate = threading.Event()
     gate.set()
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        clear = self._pool.clear
-
-        def clear_or_fail(slot: int, num_tokens: int) -> None:
-            if self.cannot_clear:
-                raise RuntimeError("device-side assert triggered")
-            clear(slot, num_tokens)
-
-        self._pool.clear = clear_or_fail
+    def _clear(self, slot: int, start: int, stop: int) -> None:
+        if self.cannot_clear:
+            raise RuntimeError("device-side assert triggered")
+        super()._clear(slot, start, stop)
 
     def kv(self, request: Request, start: int, stop: int) -> KVSpan:
         if self.no_room_for_kv:

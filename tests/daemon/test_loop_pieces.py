@@ -37,6 +37,10 @@ class Traced(Engine):
         self.trace.append(f"begin {request.id}")
         super().begin(request)
 
+    def prefill(self, request: Request, *, wide: bool = False) -> int | None:
+        self.trace.append(f"prefill {request.id}")
+        return super().prefill(request, wide=wide)
+
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
         self.trace.append("decode")
         self.on_decode()
@@ -126,6 +130,13 @@ def make_arm(llama: LoadedModel) -> Iterator[Callable[[int], Arm]]:
         arm.loop.stop(TIMEOUT_S)
 
 
+def arriving(kv: PromptKV) -> Asked:
+    """The long prompt once more, whose KV is still being read."""
+    late = Asked("late", LONG, max_tokens=2)
+    late.request.num_restored, late.request.prompt_logits, late.request.is_arriving = len(LONG), kv.logits, True
+    return late
+
+
 def assert_whole(kv: PromptKV | None, num_spans: int = NUM_PIECES) -> None:
     assert kv is not None
     assert [span.num_tokens for span in kv.spans] == [CHUNK_TOKENS] * num_spans
@@ -198,26 +209,55 @@ def test_a_piece_that_cannot_be_copied_costs_its_request_the_kv_and_nobody_else(
 
 
 def test_streams_go_on_between_the_parts_of_kv_that_arrives(make_arm: Callable[[int], Arm]) -> None:
-    arm = make_arm(2)
+    arm = make_arm(3)
     kv = Asked("cold", LONG, max_tokens=1).submit(arm.loop).kv()
     assert kv is not None
-    late = Asked("late", LONG, max_tokens=2)
-    late.request.num_restored, late.request.prompt_logits, late.request.is_arriving = len(LONG), kv.logits, True
+    late, other = arriving(kv), Asked("other", OTHER, max_tokens=1)
+    late.request.on_arrived = lambda: arm.engine.trace.append("arrived")
     parts: list[KVSpan | None] = [*kv.spans, None]
 
     def bring() -> None:
-        """All of it at once, beside a stream."""
-        while parts and late.request.output_tokens:
-            arm.loop.bring(late.request, parts.pop(0))
+        """All of it at once, beside a stream, and somebody else right behind it."""
+        if parts and late.request.output_tokens:
+            while parts:
+                arm.loop.bring(late.request, parts.pop(0))
+            other.submit(arm.loop)
 
     arm.engine.on_decode = bring
     arm.while_it_runs(late)
     assert_whole(late.kv())
-    late.assert_ended_once()
+    assert other.kv() is not None
+    for asked in (late, other):
+        asked.assert_ended_once()
     trace = arm.engine.trace
     received = [i for i, what in enumerate(trace) if what == "receive"]
     assert len(received) == NUM_PIECES
-    assert all("decode" in trace[i:j] for i, j in itertools.pairwise(received))
+    assert all({"decode", "prefill other"} & set(trace[i:j]) for i, j in itertools.pairwise(received))
+    assert trace.index("begin other") < received[1], "who comes behind the KV does not wait for it"
+    assert [i for i, what in enumerate(trace) if what == "arrived"] == [received[-1] + 1]
+
+
+def test_kv_of_who_has_no_slot_yet_is_nothing_to_wait_for(make_arm: Callable[[int], Arm]) -> None:
+    arm = make_arm(1)
+    kv = Asked("cold", LONG, max_tokens=1).submit(arm.loop).kv()
+    assert kv is not None
+    late = arriving(kv)
+    parts: list[KVSpan | None] = [*kv.spans, None]
+
+    def bring() -> None:
+        if parts:
+            late.submit(arm.loop)
+        while parts:
+            arm.loop.bring(late.request, parts.pop(0))
+
+    arm.engine.on_decode = bring
+    Asked("stream", SHORT, max_tokens=2 * NUM_PIECES).submit(arm.loop)
+    assert_whole(late.kv())
+    late.assert_ended_once()
+    trace = arm.engine.trace
+    first = trace.index("receive")
+    assert trace[first : first + NUM_PIECES] == ["receive"] * NUM_PIECES, "it is not copied yet"
+    assert first < trace.index("begin late")
 
 
 def test_a_failed_step_does_not_take_what_has_ended_with_it(make_arm: Callable[[int], Arm]) -> None:

@@ -16,13 +16,14 @@ from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.headroom import Headroom
 from semcache.daemon.live import Ask, Live
-from semcache.daemon.request import CacheMode, CacheOptions, Message, Outcome, Request, RequestState, Sampling
+from semcache.daemon.request import CacheMode, CacheOptions, End, Message, Outcome, Request, RequestState, Sampling
 from semcache.daemon.served import Served
 from semcache.daemon.service import Service
 from semcache.errors import BusyError
 from semcache.store.files import Files
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
+from semcache.store.tensors import KVSpan
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import MODEL, asked
 from tests.daemon.engine.conftest import load, request_for, save_model
@@ -61,6 +62,13 @@ class Line(FakeLoop):
         super().__init__()
         self.served.cuts = MODEL.cuts
         self.waiting: set[str] = set()
+        self.takes_kv = True
+        self.brought: list[KVSpan | None] = []
+
+    def bring(self, request: Request, span: KVSpan | None) -> None:
+        self.brought.append(span)
+        if self.takes_kv:
+            super().bring(request, span)
 
     def submit(
         self, request: Request, hand_over: Callable[[Request, PromptKV | None], None], served: Served | None
@@ -273,6 +281,68 @@ async def test_what_the_pool_still_reads_for_a_request_that_left_is_counted_unti
     line.end(await line.next())
     assert (await ended(staying)).num_restored == NUM_TOKENS
     await until(pool, lambda: headroom.held_bytes == 0)
+
+
+@pytest.mark.parametrize("how", ["taken", "ended"])
+async def test_what_is_read_and_not_yet_taken_is_counted(
+    make_service: Callable[..., Service], line: Line, pool: ThreadPoolExecutor, how: str
+) -> None:
+    headroom = Headroom(PROMPT_BYTES)
+    service = make_service(headroom=headroom)
+    line.takes_kv = False
+    live = await service.start(ask(prompt(0)))
+    request = await line.next()
+    assert request.is_arriving
+    line.give_slot(request)
+    await until(pool, lambda: line.brought[-1:] == [None])
+    for _ in range(3):
+        await drained(pool)
+    assert headroom.held_bytes == PROMPT_BYTES
+    if how == "taken":
+        request.on_arrived()
+        await until(pool, lambda: headroom.held_bytes == 0)
+    line.end(request)
+    await ended(live)
+    assert headroom.held_bytes == 0
+
+
+@pytest.mark.parametrize("what", ["the donor's text", "the news"])
+async def test_what_fails_on_the_way_to_the_engine_leaves_the_headroom_to_others(
+    make_service: Callable[..., Service], school: School, line: Line, what: str
+) -> None:
+    school.cache.answer(asked("what is rain"), "water", model=replace(MODEL, fingerprint="another"))
+    headroom = Headroom(PROMPT_BYTES)
+    service = make_service(headroom=headroom)
+    is_news = what == "the news"  # of KV that is there already
+    live = await service.start(ask(prompt(0)) if is_news else ask("so what is rain", CacheOptions()))
+    publish = live.request.publish
+
+    def fail(event: object) -> None:
+        if not isinstance(event, End):
+            raise RuntimeError("no")
+        publish(event)
+
+    if is_news:
+        live.request.publish = fail
+    else:
+        line.served.tokenizer.encode_text = fail
+    assert (await ended(live)).state is RequestState.FAILED
+    assert (line.submitted.empty(), headroom.held_bytes) == (True, 0)
+
+
+async def test_the_event_loop_leaves_tokenising_to_the_pool(
+    make_service: Callable[..., Service], school: School, line: Line
+) -> None:
+    """A donor of another model has to be cut into tokens anew, and the tokenizer may be busy with a long prompt."""
+    school.cache.answer(asked("what is rain"), "water", model=replace(MODEL, fingerprint="another"))
+    service = make_service()
+    live = await service.start(ask("so what is rain", CacheOptions()))
+    request = await line.next()
+    assert request.donor is not None
+    assert bytes(request.donor.tokens) == b"water"
+    assert threading.get_ident() not in line.served.tokenizer.threads
+    line.end(request)
+    await ended(live)
 
 
 async def test_a_read_that_fails_leaves_the_headroom_to_others(

@@ -230,10 +230,10 @@ class Engine:
         self._to_restore.pop(slot, None)
         try:
             if request.state is not RequestState.FINISHED:
-                # It may have failed because of numbers that are none, and a draft or a pass that did not end may have
-                # written behind the newest.
+                # A draft or a pass that did not end may have written behind the newest.
                 num_chunks = max(self.widths, default=1)
-                self._pool.clear(slot, request.num_computed + num_chunks * self.prefill_chunk_tokens)
+                stop = request.num_computed + num_chunks * self.prefill_chunk_tokens
+                self._clear(slot, _num_finite(request), stop)
         finally:
             self._pool.release(slot)
 
@@ -246,6 +246,11 @@ class Engine:
     @property
     def _is_cuda(self) -> bool:
         return torch.device(self.info.device).type == "cuda"
+
+    def _clear(self, slot: int, start: int, stop: int) -> None:
+        """Forget what tokens [start, stop) of a slot left: 0 times NaN is NaN behind a mask too."""
+        for tensor in (*self._pool.keys, *self._pool.values):
+            tensor[slot, :, start:stop].zero_()
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""
@@ -280,6 +285,15 @@ class Engine:
 
 def _fits(logits: object, vocab_size: int) -> bool:
     return isinstance(logits, Tensor) and logits.dtype == torch.float32 and logits.shape == (vocab_size,)
+
+
+def _num_finite(request: Request) -> int:
+    """Leading tokens whose KV is numbers for sure. Running streams wait while the rest of a long prompt is cleared."""
+    if request.state is not RequestState.CANCELLED:
+        return 0  # it may have failed because of numbers that are none
+    if request.prompt_logits is not None:
+        return request.num_computed  # the logits of every pass were looked at
+    return min(request.num_restored, request.num_computed)  # what is stored, logits have followed from
 
 
 def _newest(request: Request) -> int:

@@ -18,7 +18,7 @@ from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.kv import StepCache
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.request import Request, Sampling
+from semcache.daemon.request import Request, RequestState, Sampling
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
@@ -314,6 +314,39 @@ def test_numerics_tell_processes_apart_that_compute_other_bits() -> None:
     assert len(others) == 2
     for other_numerics, other_bits in others:
         assert (other_numerics == numerics) == (other_bits == bits)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_through", "num_kept"),
+    [
+        (RequestState.CANCELLED, False, 2 * CHUNK_TOKENS),
+        (RequestState.CANCELLED, True, 4 * CHUNK_TOKENS + 5),
+        (RequestState.FAILED, False, 0),
+        (RequestState.FAILED, True, 0),
+    ],
+)
+def test_what_is_known_to_be_numbers_is_not_cleared(
+    engine: Engine, state: RequestState, is_through: bool, num_kept: int
+) -> None:
+    prompt = random_prompt(random.Random(13), 4 * CHUNK_TOKENS + 5)
+    kv = engine.kv(start(engine, request_for(prompt)), 0, len(prompt))
+    request = restored_request(prompt, [kv.slice(0, 2 * CHUNK_TOKENS)])
+    if is_through:
+        start(engine, request)
+    else:
+        engine.begin(request)
+        engine.prefill(request)
+    pool, slot, num_computed = engine._pool, request.slot, request.num_computed
+    assert slot is not None
+    for tensor in (*pool.keys, *pool.values):
+        tensor[slot, :, num_computed : num_computed + CHUNK_TOKENS] = float("nan")  # as a draft may
+    request.state = state
+    engine.release(request)
+    left = pool.snapshot(slot, 0, CONTEXT_TOKENS)
+    assert_equal_kv(left.slice(0, num_kept), kv.slice(0, num_kept))
+    behind = left.slice(num_kept, CONTEXT_TOKENS)
+    assert not behind.keys.any()
+    assert not behind.values.any()
 
 
 def test_a_wide_pass_that_failed_leaves_nothing_behind(loaded: Loaded) -> None:
