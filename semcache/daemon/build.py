@@ -75,7 +75,7 @@ def build(
     store = Store.open(data_dir, store_limits(config))
     embedder = EmbedderSlot(config.semantic.embedder)
     semantic = config.semantic
-    marks = MarkedPairs(lambda scope: store.evidence.load_evidence(scope).negatives, store.evidence.add_negative)
+    marks = MarkedPairs(store.evidence.load_negatives, store.evidence.add_negative)
     policy = make_policy(
         semantic.policy, threshold=semantic.threshold, max_error=semantic.max_error,
         max_hit_error=semantic.max_hit_error, audit_rate=semantic.audit_rate, book=EvidenceBook(store.evidence),

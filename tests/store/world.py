@@ -106,9 +106,12 @@ def read(store: Store) -> Counter[str]:
         missed["aliases"] += aliased is None
         store.aliases.of(item.entry_id)
     learned = store.evidence.load_evidence(ALICE.scope)
-    assert learned.state in (None, STATE)
-    assert all(item == EVIDENCE[item.entry_id] for item in learned.entries)
-    missed["evidence"] += (learned.state is None) + len(EVIDENCE) - len(learned.entries)
+    if learned is not None:
+        assert learned.state in (None, STATE)
+        assert all(item == EVIDENCE[item.entry_id] for item in learned.entries)
+        missed["evidence"] += (learned.state is None) + len(EVIDENCE) - len(learned.entries)
+    else:
+        missed["evidence"] += 1 + len(EVIDENCE)
     look_around(store)
     return missed
 

@@ -124,7 +124,7 @@ class Lessons:
             # The user's own word is there already, or the machine refuses.
             return self._store.decisions.close_audit(decision.request_id, entry.id), None
         self._learn(decision.prompt, considered, same, "audit", served=True, regret=fresh.donor_regret)
-        if same and not self._marks.holds(decision.scope, decision.prompt, entry.prompt):
+        if same and self._marks.holds(decision.scope, decision.prompt, entry.prompt) is False:
             self._store.aliases.put(
                 Alias(
                     scope=decision.scope, request_key=identity.request_key, entry_id=entry.id, prompt=decision.prompt,

@@ -140,13 +140,17 @@ class VerifiedPolicy:
             for i, p in zip(rows, scope.calibration.predict(x[rows], offsets), strict=True):
                 chances[i] = p
         return [
-            Considered(candidate, self._reason(prompt, candidate, scope, features, p), features, p)
+            Considered(
+                candidate, self._reason(prompt, candidate, scope, features, p), features, p if scope.is_known else None
+            )
             for candidate, scope, features, p in zip(candidates, scopes, measured, chances, strict=True)
         ]
 
     def _reason(
         self, prompt: str, candidate: Candidate, scope: ScopeEvidence, features: Mapping[str, float], p: float
     ) -> str:
+        if not scope.is_known:
+            return "unreadable"
         if scope.negatives and pair_key(prompt, candidate.prompt) in scope.negatives:
             return "policy:marked_wrong"
         refusal = scope.ledger.refusal(cell_of(1 - p))
