@@ -108,8 +108,8 @@ def build(
         block_tokens=config.cache.block_tokens,
     )  # fmt: skip
     lookup = Lookup(
-        store, policy, embedder.get, reuse_sampled=config.cache.reuse_sampled, drafts=config.draft.enabled,
-        prefill_ms_per_token=lambda: engine.prefill_ms_per_token,
+        store, policy, embedder.get, marks=marks, reuse_sampled=config.cache.reuse_sampled,
+        drafts=config.draft.enabled, prefill_ms_per_token=lambda: engine.prefill_ms_per_token,
     )  # fmt: skip
     auditor = Auditor(
         store=store, lessons=lessons, pool=pool,

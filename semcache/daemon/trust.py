@@ -197,7 +197,7 @@ class Trust:
         if decision is not None and decision.entry_id is not None:
             entry = self._store.get_entry(decision.entry_id)
             if entry is None:
-                raise NotFoundError(f"the entry that served {request_id!r} is gone already", param="id")
+                raise _gone(request_id)
             left = self._lessons.marked(decision, entry, verdict == "right")
             return {"request": request_id, "entry": entry.id, "verdict": verdict, "removed": False,
                     "negative_pair": left}  # fmt: skip
@@ -212,7 +212,8 @@ class Trust:
                 param="id",
             )
         if receipt.reason == "alias" and receipt.entry_id is not None and verdict == "wrong":
-            self._lessons.unaliased(request, receipt.entry_id)
+            if not self._lessons.unaliased(request, receipt.entry_id):
+                raise _gone(request_id)
             return {"request": request_id, "entry": receipt.entry_id, "verdict": verdict, "removed": False,
                     "negative_pair": True}  # fmt: skip
         if receipt.outcome.is_answer_hit and receipt.entry_id is not None:
@@ -242,6 +243,10 @@ class Trust:
         semantic = self._config.semantic
         current: Budgets = {"max_error": semantic.max_error, "max_hit_error": semantic.max_hit_error}
         return {"schema": TUNE_SCHEMA, "current": current, "rows": rows}
+
+
+def _gone(request_id: str) -> NotFoundError:
+    return NotFoundError(f"the entry that served {request_id!r} is gone already", param="id")
 
 
 def _is_served(match: Match, item: Considered) -> bool:

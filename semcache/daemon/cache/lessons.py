@@ -20,6 +20,7 @@ from semcache.daemon.cache.marks import MarkedPairs
 from semcache.daemon.cache.policy import Candidate, Considered
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.request import Outcome, Request, RequestState
+from semcache.errors import StoreError
 from semcache.store.aliases import Alias
 from semcache.store.decisions import Decision, Source
 from semcache.store.entries import Entry
@@ -135,29 +136,37 @@ class Lessons:
         return True, same
 
     def marked(self, decision: Decision, entry: Entry, same: bool) -> bool:
-        """A user's own word about a semantic hit; it overrides every other label. True when a negative pair is left."""
-        self._store.decisions.label(decision.request_id, entry.id, same, "user")
+        """A user's own word about a semantic hit; it overrides every other label. True when a negative pair is left.
+
+        StoreError where the word could not be kept.
+        """
         if not same:
+            self._mark(decision.scope, decision.prompt, entry)
             for alias in self._store.aliases.of(entry.id):
                 if alias.prompt == decision.prompt:
                     self._store.aliases.delete(alias.scope, alias.request_key)
-            self._marks.mark(decision.scope, decision.prompt, entry.prompt)
+        # After the pair: what is said again because that failed must not look like what was learned already.
+        if not self._store.decisions.label(decision.request_id, entry.id, same, "user"):
+            raise StoreError(f"could not note that {decision.request_id} was {'right' if same else 'wrong'}; try again")
         if (decision.label, decision.source) != (same, "user"):  # saying it again teaches nothing new
             self._learn(decision.prompt, considered_of(decision, entry), same, "user", served=True, regret=None)
             self._flush({decision.scope})
         return not same
 
-    def unaliased(self, request: Request, entry_id: str) -> None:
-        """A user says that a verified wording was wrong after all: the key goes, the pair stays as a negative one."""
+    def unaliased(self, request: Request, entry_id: str) -> bool:
+        """A user says that a verified wording was wrong after all: the key goes, the pair stays as a negative one.
+
+        False where the entry is gone; StoreError where the pair could not be kept.
+        """
         entry = self._store.get_entry(entry_id)
         if entry is None:
-            return
-        key = identify(entry.fingerprint, request).request_key
-        self._store.aliases.delete(entry.scope, key)
+            return False
+        self._mark(entry.scope, request.last_user_message, entry)
+        self._store.aliases.delete(entry.scope, identify(entry.fingerprint, request).request_key)
         item = Considered(Candidate(entry.id, entry.scope, entry.prompt, entry.answer, 1.0), "alias")
         self._learn(request.last_user_message, item, False, "user", served=True, regret=None)
-        self._marks.mark(entry.scope, request.last_user_message, entry.prompt)
         self._flush({entry.scope})
+        return True
 
     # What is gone
 
@@ -202,6 +211,11 @@ class Lessons:
         return len(self._open)
 
     # Helpers of the above
+
+    def _mark(self, scope: str, prompt: str, entry: Entry) -> None:
+        """First of all: no look-up serves an alias of a marked pair, so the alias may then go or stay."""
+        if not self._marks.mark(scope, prompt, entry.prompt):
+            raise StoreError(f"could not keep that the answer of {entry.id} is wrong for this wording; try again")
 
     def _ask(self, questions: Sequence[OpenQuestion]) -> None:
         if self._asks_judge:

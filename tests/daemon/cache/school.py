@@ -26,7 +26,9 @@ class School:
         self.store = store
         self.policy = VerifiedPolicy(EvidenceBook(store.evidence), seed=1) if learns else None
         self.marks = MarkedPairs(store.evidence.load_negatives, store.evidence.add_negative)
-        self.cache = Cache(store, self.policy or ThresholdPolicy(0.8, self.marks), **options.pop("lookup", {}))
+        self.cache = Cache(
+            store, self.policy or ThresholdPolicy(0.8, self.marks), marks=self.marks, **options.pop("lookup", {})
+        )
         self.lessons = Lessons(
             store, self.policy, text_equivalence, marks=self.marks, audit_rate=audit_rate, seed=1, **options
         )
