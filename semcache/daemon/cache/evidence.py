@@ -12,6 +12,7 @@ from semcache.daemon.cache.calibration import OFFSET_VARIANCE, Calibration, Offs
 from semcache.daemon.cache.features import FEATURES
 from semcache.daemon.cache.ledger import Budgets, Ledger
 from semcache.daemon.cache.prior import PRIOR
+from semcache.daemon.cache.strategy import is_within
 from semcache.store.evidence import EntryEvidence, StoredEvidence
 
 VERSION = 1
@@ -107,7 +108,7 @@ class EvidenceBook:
 
     def forget_scope(self, scope: str) -> None:
         """The scope and its namespaces were cleared; the next use reads the store again."""
-        for name in [name for name in self._scopes if name == scope or name.startswith(f"{scope}#")]:
+        for name in [name for name in self._scopes if is_within(name, scope)]:
             del self._scopes[name]
 
     def flush(self, scope: str) -> bool:

@@ -18,6 +18,7 @@ from semcache.daemon.cache.identity import Identity, identify
 from semcache.daemon.cache.lookup import Match
 from semcache.daemon.cache.marks import MarkedPairs
 from semcache.daemon.cache.policy import Candidate, Considered
+from semcache.daemon.cache.strategy import is_within
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.request import Outcome, Request, RequestState
 from semcache.errors import StoreError
@@ -65,6 +66,7 @@ class Lessons:
         self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
         self._lock = Lock()
         self._open: deque[OpenQuestion] = deque(maxlen=_MAX_OPEN)
+        self._asked: OpenQuestion | None = None  # what the judge has now
 
     # What requests teach
 
@@ -171,15 +173,14 @@ class Lessons:
     # What is gone
 
     def forget_scope(self, scope: str) -> None:
-        """The scope was cleared: nothing that was learned there may be written back."""
-        with self._lock:
-            kept = [question for question in self._open if question.considered.candidate.scope != scope]
-            self._open = deque(kept, maxlen=_MAX_OPEN)
+        """The scope was cleared, its namespaces too: nothing that was learned there may be written back."""
+        self._withdraw(lambda candidate: is_within(candidate.scope, scope))
         self._marks.forget_scope(scope)
         if self._policy is not None:
             self._policy.forget_scope(scope)
 
     def forget_entry(self, scope: str, entry_id: str) -> None:
+        self._withdraw(lambda candidate: candidate.entry_id == entry_id)
         if self._policy is not None:
             self._policy.forget(scope, entry_id)
 
@@ -188,12 +189,14 @@ class Lessons:
     def next_open(self) -> OpenQuestion | None:
         """Take the oldest pair of answers that waits for a judge."""
         with self._lock:
-            return self._open.popleft() if self._open else None
+            self._asked = self._open.popleft() if self._open else None
+            return self._asked
 
     def reopen(self, question: OpenQuestion) -> None:
-        """The judge was interrupted; the question is the next one again."""
+        """The judge was interrupted; the question is the next one again, unless its answer was removed meanwhile."""
         with self._lock:
-            self._open.appendleft(question)
+            if self._asked is question:
+                self._open.appendleft(question)
 
     def judged(self, question: OpenQuestion, same: bool | None) -> None:
         """The judge's word; None, a reply that was not understood, is no label."""
@@ -216,6 +219,14 @@ class Lessons:
         """First of all: no look-up serves an alias of a marked pair, so the alias may then go or stay."""
         if not self._marks.mark(scope, prompt, entry.prompt):
             raise StoreError(f"could not keep that the answer of {entry.id} is wrong for this wording; try again")
+
+    def _withdraw(self, is_gone: Callable[[Candidate], bool]) -> None:
+        """No judge reads an answer that was removed."""
+        with self._lock:
+            kept = [question for question in self._open if not is_gone(question.considered.candidate)]
+            self._open = deque(kept, maxlen=_MAX_OPEN)
+            if self._asked is not None and is_gone(self._asked.considered.candidate):
+                self._asked = None
 
     def _ask(self, questions: Sequence[OpenQuestion]) -> None:
         if self._asks_judge:

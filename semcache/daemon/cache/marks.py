@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from semcache.daemon.cache.features import normalised
+from semcache.daemon.cache.strategy import is_within
 
 
 def pair_key(asked: str, stored: str) -> str:
@@ -48,7 +49,7 @@ class MarkedPairs:
     def forget_scope(self, scope: str) -> None:
         """The scope and its namespaces were cleared; the next use reads the store again."""
         with self._lock:
-            for name in [name for name in self._scopes if name == scope or name.startswith(f"{scope}#")]:
+            for name in [name for name in self._scopes if is_within(name, scope)]:
                 del self._scopes[name]
 
     def _pairs(self, scope: str) -> set[str] | None:

@@ -187,3 +187,10 @@ def test_a_pair_is_marked_also_where_its_scope_cannot_be_read(store: Store) -> N
         learner.learn("asked", item, False, source="user", served=True)
     for one in (learner, policy(store)):
         assert one.decide("asked", [candidate], [SCOPE]).reason == "policy:marked_wrong"
+
+
+def test_a_cleared_scope_takes_its_namespaces_along() -> None:
+    learner, scopes = policy(None), (SCOPE, f"{SCOPE}#run", f"{SCOPE}b")
+    learner.decide("asked", [], scopes)
+    learner.forget_scope(SCOPE)
+    assert [learner.status(scope).requests for scope in scopes] == [0, 0, 1]

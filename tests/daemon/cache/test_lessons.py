@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from semcache.daemon.cache.lessons import MAX_RECORDED, OpenQuestion, considered_of
@@ -329,3 +331,42 @@ def test_a_decision_is_considered_again_as_it_was(store: Store) -> None:
     assert again.candidate == then.candidate
     assert (again.reason, again.p_correct, again.chosen) == (then.reason, then.p_correct, True)
     assert again.features == dict(then.features)
+
+
+def test_no_judge_reads_an_answer_that_was_removed(store: Store) -> None:
+    school = School(store, asks_judge=True)
+    entry = school.cache.answer(asked("what is rain"), "water")
+    decision, _ = school.hit("so what is rain")
+    school.audit(decision, entry, "it is made of water")
+    question = school.lessons.next_open()
+    assert question is not None
+
+    def like(scope: str, entry_id: str) -> OpenQuestion:
+        candidate = replace(question.considered.candidate, scope=scope, entry_id=entry_id)
+        return replace(question, considered=replace(question.considered, candidate=candidate))
+
+    theirs = like(f"{entry.scope}2", "e_3")
+    school.lessons._ask([question, like(f"{entry.scope}#run", "e_2"), theirs, like(f"{entry.scope}2", "e_4")])
+    school.lessons.forget_scope(f"{entry.scope}#run")
+    assert school.lessons.num_open == 3
+    school.lessons.forget_entry(f"{entry.scope}2", "e_4")
+    assert school.lessons.num_open == 2
+    school.lessons._ask([like(f"{entry.scope}#run", "e_2")])
+    school.lessons.forget_scope(entry.scope)
+    assert (school.lessons.next_open(), school.lessons.next_open()) == (theirs, None)
+
+
+@pytest.mark.parametrize("what", ["its scope", "its entry", "another entry"])
+def test_an_interrupted_question_whose_answer_was_removed_is_not_asked_again(store: Store, what: str) -> None:
+    school = School(store, asks_judge=True)
+    entry = school.cache.answer(asked("what is rain"), "water")
+    decision, _ = school.hit("so what is rain")
+    school.audit(decision, entry, "it is made of water")
+    question = school.lessons.next_open()
+    assert question is not None
+    if what == "its scope":
+        school.lessons.forget_scope(entry.scope)
+    else:
+        school.lessons.forget_entry(entry.scope, entry.id if what == "its entry" else "e_other")
+    school.lessons.reopen(question)
+    assert school.lessons.next_open() is (question if what == "another entry" else None)

@@ -49,6 +49,17 @@ def test_a_cleared_scope_is_read_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_cleared_scope_takes_its_namespaces_along(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", LIMITS)
+    marks, scopes = marks_of(store), ("user:a", "user:a#run", "user:ab")
+    for scope in scopes:
+        marks.mark(scope, "one", "two")
+    store.clear()
+    marks.forget_scope("user:a")
+    assert [marks.holds(scope, "one", "two") for scope in scopes] == [False, False, True], "until it is told"
+    store.close()
+
+
 def test_marks_that_cannot_be_read_are_not_taken_for_none(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "data", LIMITS)
     assert marks_of(store).mark("user:a", "What is hail?", "What is rain?")
