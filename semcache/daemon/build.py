@@ -140,7 +140,7 @@ def build(
     )  # fmt: skip
     library = Library(
         config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
-        forget_turns=turns.forget_scope, forget_conversation=turns.forget_conversation,
+        save_scope=lessons.save, forget_turns=turns.forget_scope, forget_conversation=turns.forget_conversation,
     )  # fmt: skip
     trust = Trust(config=config, store=store, policy=learner, lessons=lessons, library=library, journal=journal)
     app = create_app(

@@ -30,8 +30,9 @@ class Desk:
         config = Config()
         lessons = self.school.lessons
         library = Library(
-            config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry
-        )
+            config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
+            save_scope=lessons.save,
+        )  # fmt: skip
         self.trust = Trust(
             config=config, store=store, policy=self.school.policy, lessons=lessons, library=library,
             journal=self.journal,

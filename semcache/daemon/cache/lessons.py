@@ -170,7 +170,12 @@ class Lessons:
         self._flush({entry.scope})
         return True
 
-    # What is gone
+    # What is kept, and what is gone
+
+    def save(self, scope: str | None = None) -> None:
+        """Write down what was counted since the last label: everywhere, or in a scope and its namespaces."""
+        if self._policy is not None:
+            self._flush({name for name in self._policy.scopes() if scope is None or is_within(name, scope)})
 
     def forget_scope(self, scope: str) -> None:
         """The scope was cleared, its namespaces too: nothing that was learned there may be written back."""

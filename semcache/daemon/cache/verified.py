@@ -114,6 +114,11 @@ class VerifiedPolicy:
         with self._lock:
             return self._book.flush(scope)
 
+    def scopes(self) -> list[str]:
+        """Scopes in use."""
+        with self._lock:
+            return self._book.names()
+
     def status(self, scope: str) -> ScopeStatus:
         """Where the scope stands, in numbers and in one sentence."""
         with self._lock:
