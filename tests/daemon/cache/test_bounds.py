@@ -136,3 +136,13 @@ def test_a_drift_test_goes_on_where_it_was_saved() -> None:
     assert other.log_evidence() == pytest.approx(test.log_evidence())
     with pytest.raises(ValueError, match="not a state"):
         other.restore({"num": 1, "num_starts": 1, "wagers": [[0.0]]})
+
+
+def test_wagers_of_long_ago_leave_and_the_newest_stay() -> None:
+    draw, test = random.Random(2), DriftTest(0.02, every=50)
+    for _ in range(5000):
+        test.step(draw.random() < 0.01)
+    state = test.dump()
+    assert (state["num_starts"], len(state["wagers"])) == (100, 8)
+    bad = next(step for step in range(1000) if test.step(draw.random() < 0.15))
+    assert bad < 150
