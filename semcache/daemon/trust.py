@@ -12,8 +12,10 @@ from semcache.daemon.cache.embedder import Embedder
 from semcache.daemon.cache.lessons import Lessons
 from semcache.daemon.cache.lookup import Match
 from semcache.daemon.cache.policy import Considered
+from semcache.daemon.cache.status import ScopeStatus
 from semcache.daemon.cache.strategy import access, global_scope, principal_of, user_scope
-from semcache.daemon.cache.verified import ScopeStatus, VerifiedPolicy, replay
+from semcache.daemon.cache.tune import replay
+from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
 from semcache.daemon.receipts import candidate_row, iso, owner_of, scope_kind, wrong_hits

@@ -84,7 +84,7 @@ def read(store: Store) -> Counter[str]:
         assert all(same(got, span_of(key)) for got, key in zip(loaded, keys, strict=False))
         missed["blocks"] += len(keys) - len(loaded)
         store.missing(keys)
-    record = store.load_tail(TAIL_KEY)
+    record = store.load_prompt([], TAIL_KEY).record
     assert record is None or (same(record.span, TAIL.span) and torch.equal(record.logits, TAIL.logits))
     missed["tails"] += record is None
     for item in ENTRIES.values():
