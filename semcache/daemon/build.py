@@ -75,7 +75,7 @@ def build(
     store = Store.open(data_dir, store_limits(config))
     embedder = EmbedderSlot(config.semantic.embedder)
     semantic = config.semantic
-    marks = MarkedPairs(lambda scope: store.evidence.load_evidence(scope).negatives, store.evidence.add_negative)
+    marks = MarkedPairs(store.evidence.load_negatives, store.evidence.add_negative)
     policy = make_policy(
         semantic.policy, threshold=semantic.threshold, max_error=semantic.max_error,
         max_hit_error=semantic.max_hit_error, audit_rate=semantic.audit_rate, book=EvidenceBook(store.evidence),
@@ -108,8 +108,8 @@ def build(
         block_tokens=config.cache.block_tokens,
     )  # fmt: skip
     lookup = Lookup(
-        store, policy, embedder.get, reuse_sampled=config.cache.reuse_sampled, drafts=config.draft.enabled,
-        prefill_ms_per_token=lambda: engine.prefill_ms_per_token,
+        store, policy, embedder.get, marks=marks, reuse_sampled=config.cache.reuse_sampled,
+        drafts=config.draft.enabled, prefill_ms_per_token=lambda: engine.prefill_ms_per_token,
     )  # fmt: skip
     auditor = Auditor(
         store=store, lessons=lessons, pool=pool,
@@ -140,7 +140,7 @@ def build(
     )  # fmt: skip
     library = Library(
         config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
-        forget_turns=turns.forget_scope, forget_conversation=turns.forget_conversation,
+        save_scope=lessons.save, forget_turns=turns.forget_scope, forget_conversation=turns.forget_conversation,
     )  # fmt: skip
     trust = Trust(config=config, store=store, policy=learner, lessons=lessons, library=library, journal=journal)
     app = create_app(

@@ -21,13 +21,15 @@ class Library:
 
     def __init__(
         self, *, config: Config, store: Store, forget_scope: Callable[[str], None],
-        forget_entry: Callable[[str, str], None], forget_turns: Callable[[str], None] = lambda scope: None,
+        forget_entry: Callable[[str, str], None], save_scope: Callable[[str], None],
+        forget_turns: Callable[[str], None] = lambda scope: None,
         forget_conversation: Callable[[str, Sequence[tuple[str, str]]], None] = lambda scope, messages: None,
     ) -> None:  # fmt: skip
         self._config = config
         self._store = store
         self._forget_scope = forget_scope  # so that what was learned goes with what was stored
         self._forget_entry = forget_entry
+        self._save_scope = save_scope
         self._forget_turns = forget_turns  # conversations that are still to be written
         self._forget_conversation = forget_conversation  # one of them
 
@@ -93,7 +95,10 @@ class Library:
         """Remove what one sub-user wrote, or all of the caller's sub-users; within one namespace of theirs."""
         users = [user] if user is not None else self.users_of(caller)
         scopes = [user_scope(name, namespace or "").name for name in users]
-        scopes.append(global_scope(caller, self._config.cache.allow_global, namespace or "").name)
+        shared = global_scope(caller, self._config.cache.allow_global, namespace or "").name
+        scopes.append(shared)
+        # The store keeps what a shared scope learned as long as others have anything there.
+        self._save_scope(shared)
         # Before, so that nothing is written behind the removal; after, for what was queued while it ran.
         for scope in scopes:
             self._forget_turns(scope)

@@ -139,6 +139,7 @@ class Service:
             if late:
                 await asyncio.wait(late, timeout=5)
         await self._aftermath.drained()
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._lessons.save)
 
     async def settled(self, user: str | None = None) -> None:
         """Wait until what ended before now, of everybody or of one user, is written; not for what still runs."""

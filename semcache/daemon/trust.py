@@ -12,8 +12,10 @@ from semcache.daemon.cache.embedder import Embedder
 from semcache.daemon.cache.lessons import Lessons
 from semcache.daemon.cache.lookup import Match
 from semcache.daemon.cache.policy import Considered
+from semcache.daemon.cache.status import ScopeStatus
 from semcache.daemon.cache.strategy import access, global_scope, principal_of, user_scope
-from semcache.daemon.cache.verified import ScopeStatus, VerifiedPolicy, replay
+from semcache.daemon.cache.tune import replay
+from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
 from semcache.daemon.receipts import candidate_row, iso, owner_of, scope_kind, wrong_hits
@@ -197,7 +199,7 @@ class Trust:
         if decision is not None and decision.entry_id is not None:
             entry = self._store.get_entry(decision.entry_id)
             if entry is None:
-                raise NotFoundError(f"the entry that served {request_id!r} is gone already", param="id")
+                raise _gone(request_id)
             left = self._lessons.marked(decision, entry, verdict == "right")
             return {"request": request_id, "entry": entry.id, "verdict": verdict, "removed": False,
                     "negative_pair": left}  # fmt: skip
@@ -212,7 +214,8 @@ class Trust:
                 param="id",
             )
         if receipt.reason == "alias" and receipt.entry_id is not None and verdict == "wrong":
-            self._lessons.unaliased(request, receipt.entry_id)
+            if not self._lessons.unaliased(request, receipt.entry_id):
+                raise _gone(request_id)
             return {"request": request_id, "entry": receipt.entry_id, "verdict": verdict, "removed": False,
                     "negative_pair": True}  # fmt: skip
         if receipt.outcome.is_answer_hit and receipt.entry_id is not None:
@@ -242,6 +245,10 @@ class Trust:
         semantic = self._config.semantic
         current: Budgets = {"max_error": semantic.max_error, "max_hit_error": semantic.max_hit_error}
         return {"schema": TUNE_SCHEMA, "current": current, "rows": rows}
+
+
+def _gone(request_id: str) -> NotFoundError:
+    return NotFoundError(f"the entry that served {request_id!r} is gone already", param="id")
 
 
 def _is_served(match: Match, item: Considered) -> bool:

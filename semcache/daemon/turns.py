@@ -13,7 +13,7 @@ from threading import Lock
 
 from semcache.config import Exactness
 from semcache.daemon.cache.admit import wants_storing
-from semcache.daemon.cache.strategy import Access
+from semcache.daemon.cache.strategy import Access, is_within
 from semcache.daemon.request import Message, Request, RequestState
 from semcache.daemon.served import Served
 from semcache.errors import UsageError
@@ -132,4 +132,4 @@ def _covers(turn: Turn, other: Turn) -> bool:
 
 
 def _writes(turn: Turn, scope: str) -> bool:
-    return any(s.name == scope or s.name.startswith(f"{scope}#") for s in turn.access.write)
+    return any(is_within(written.name, scope) for written in turn.access.write)

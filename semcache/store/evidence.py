@@ -59,19 +59,28 @@ class EvidenceTable:
         self._incidents = incidents
         self._clock = clock
 
-    def load_evidence(self, scope: str) -> StoredEvidence:
-        """Everything of a scope that is whole; what is damaged is counted, deleted and absent."""
+    def load_evidence(self, scope: str) -> StoredEvidence | None:
+        """Everything of a scope that is whole; what is damaged is counted, deleted and absent.
+
+        None where the database refuses: what is stored is not known then, which is not the same as nothing.
+        """
         with self._incidents.reading("evidence"):
             with self._db.lock:
                 state = self._whole("scope_evidence", _STATE, "scope", scope)
                 entries = self._whole("entry_evidence", _ENTRY_COLUMNS, "scope", scope)
-                pairs = self._db.rows("SELECT pair_key FROM negatives WHERE scope = ?", (scope,))
+                negatives = self._negatives(scope)
             return StoredEvidence(
                 state=state[0]["state"] if state else None,
                 entries=tuple(_from_row(row) for row in entries),
-                negatives=frozenset(str(row["pair_key"]) for row in pairs),
+                negatives=negatives,
             )
-        return StoredEvidence(None, (), frozenset())
+        return None
+
+    def load_negatives(self, scope: str) -> frozenset[str] | None:
+        """The negative pairs of a scope alone; None as for `load_evidence`."""
+        with self._incidents.reading("negative pairs"):
+            return self._negatives(scope)
+        return None
 
     def of_entry(self, entry_id: str) -> EntryEvidence | None:
         """What was last saved of one entry."""
@@ -106,6 +115,10 @@ class EvidenceTable:
             )
             return True
         return False
+
+    def _negatives(self, scope: str) -> frozenset[str]:
+        rows = self._db.rows("SELECT pair_key FROM negatives WHERE scope = ?", (scope,))
+        return frozenset(str(row["pair_key"]) for row in rows)
 
     def _whole(self, table: str, names: Sequence[str], key: str, value: str) -> list[sqlite3.Row]:
         rows = self._db.rows(f"SELECT rowid AS number, * FROM {table} WHERE {key} = ?", (value,))  # noqa: S608

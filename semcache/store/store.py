@@ -167,12 +167,6 @@ class Store:
         """
         return self._tiers.load_continuation(wanted, ms_per_token=ms_per_token)
 
-    def load_tail(self, key: BlockKey) -> TailRecord | None:
-        for stored in self._tiers.load([key]):
-            if isinstance(stored, TailRecord):
-                return stored
-        return None
-
     def missing(self, keys: Sequence[BlockKey]) -> list[BlockKey]:
         """The keys without a live row, stored or on the way."""
         return self._tiers.missing(keys)

@@ -210,11 +210,6 @@ class VectorIndex:
             donors = matrix.best(scores, 1, None)
         return found, donors[0] if donors else None
 
-    def forget_all(self) -> None:
-        """Start over from SQLite."""
-        with self._lock:
-            self._scopes.clear()
-
     def _matrices(self, scope: str) -> dict[str, _Matrix]:
         if scope not in self._scopes:
             matrices: dict[str, _Matrix] = {}

@@ -1,8 +1,10 @@
-"""Automatic budgets follow what the process may use."""
+"""Automatic budgets follow what the process may use, and the parts that must agree share what they know."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,13 @@ def test_slots_that_are_set_by_hand_are_not_doubted(monkeypatch: pytest.MonkeyPa
     assert build.load_engine(by_hand, lambda stage, share: None).num_slots == 3
     with pytest.raises(ModelLoadError, match="no slot for mini fits"):
         build.load_engine(config, lambda stage, share: None)
+
+
+async def test_look_up_and_lessons_know_the_same_marked_pairs(tmp_path: Path) -> None:
+    daemon = build.build(
+        Config(), tmp_path / "data", socket=tmp_path / "socket", autostarted=False,
+        event_loop=asyncio.get_running_loop(), on_progress=lambda stage, share: None, shut_down=lambda timeout_s: None,
+    )  # fmt: skip
+    assert daemon.service._lookup._marks is daemon.service._lessons._marks
+    daemon.pool.shutdown()
+    daemon.store.close()

@@ -13,6 +13,7 @@ from semcache.daemon.library import Library
 from semcache.errors import NotFoundError, PinLimitError, StoreError
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
+from tests.daemon.cache.school import School
 from tests.daemon.cache.words import Cache, asked
 from tests.store.samples import BrokenFiles
 
@@ -29,7 +30,8 @@ def test_nothing_is_written_behind_a_removal(tmp_path: Path) -> None:
 
     library = Library(
         config=Config(), store=store, forget_scope=lambda scope: forget("learned", scope),
-        forget_entry=lambda scope, entry_id: None, forget_turns=lambda scope: forget("turns", scope),
+        forget_entry=lambda scope, entry_id: None, save_scope=lambda scope: None,
+        forget_turns=lambda scope: forget("turns", scope),
     )  # fmt: skip
     removed = library.clear("os:1", "os:1/ann", None)
     assert (removed["entries"], removed["pinned"]) == (1, 0)
@@ -47,9 +49,29 @@ def library_of(store: Store, *, forgotten: list[tuple[str, str]] | None = None, 
     told = [] if forgotten is None else forgotten
     return Library(
         config=Config(cache=CacheConfig(allow_global=allow_global)), store=store, forget_scope=lambda scope: None,
-        forget_entry=lambda scope, entry_id: None,
+        forget_entry=lambda scope, entry_id: None, save_scope=lambda scope: None,
         forget_conversation=lambda scope, messages: told.append((scope, messages[-1][1])),
     )  # fmt: skip
+
+
+def test_clearing_one_user_costs_a_shared_scope_nothing_that_others_taught_it(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    for user in ("os:1/ann", "os:1/ben"):
+        granted = access("global_only", user=user, allow_global="own")
+        Cache(store).answer(asked(f"what is {user}", user=user), granted=granted)
+    school, scopes = School(store, learns=True), ("global:os:1", "global:os:1#run", MINE[0])
+    lessons, policy = school.lessons, school.policy
+    assert policy is not None
+    library = Library(
+        config=Config(), store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
+        save_scope=lessons.save,
+    )  # fmt: skip
+    policy.decide("what is rain", [], scopes)
+    library.clear("os:1", "os:1/ann", None)
+    assert [policy.status(scope).requests for scope in scopes] == [1, 1, 0]
+    library.clear("os:1", "os:1/ben", None)
+    assert policy.status("global:os:1").requests == 0, "nobody has anything there any more"
+    store.close()
 
 
 def test_files_that_stay_are_told_once_all_users_are_cleared(tmp_path: Path) -> None:

@@ -149,6 +149,19 @@ async def ended(live: Live) -> Request:
     return live.request
 
 
+async def test_what_was_counted_since_the_last_label_is_saved_at_the_end(
+    store: Store, line: Line, pool: ThreadPoolExecutor
+) -> None:
+    school = School(store, learns=True)
+    service = service_of(school, line, pool)
+    assert school.policy is not None
+    school.policy.decide("what is rain", [], ["user:os:1/ann", "user:os:1/ben"])
+    await soon(service.drain(TIMEOUT_S))
+    again = School(store, learns=True).policy
+    assert again is not None
+    assert [again.status(f"user:os:1/{name}").requests for name in ("ann", "ben")] == [1, 1]
+
+
 async def test_a_request_that_is_refused_reads_no_kv(
     make_service: Callable[..., Service], line: Line, files: CountedFiles
 ) -> None:

@@ -12,10 +12,11 @@ from semcache.daemon.journal import Journal
 from semcache.daemon.library import Library
 from semcache.daemon.request import Outcome, Request, RequestState
 from semcache.daemon.trust import Trust
-from semcache.errors import NotFoundError, UsageError
+from semcache.errors import NotFoundError, StoreError, UsageError
 from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import WordEmbedder, asked
+from tests.store.refusals import out_of_reach, unwritable
 
 ANN, OTHER = "os:1/ann", "os:2"
 
@@ -29,8 +30,9 @@ class Desk:
         config = Config()
         lessons = self.school.lessons
         library = Library(
-            config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry
-        )
+            config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
+            save_scope=lessons.save,
+        )  # fmt: skip
         self.trust = Trust(
             config=config, store=store, policy=self.school.policy, lessons=lessons, library=library,
             journal=self.journal,
@@ -96,6 +98,41 @@ def test_a_verified_wording_can_be_marked_wrong(store: Store) -> None:
     assert desk.trust.feedback("os:1", hit.id, "wrong")["negative_pair"]
     assert store.aliases.of(entry.id) == []
     assert desk.school.outcome("so what is rain")[1] == "policy:marked_wrong"
+
+
+@pytest.mark.parametrize("is_verified", [False, True])
+def test_a_mark_that_cannot_be_kept_is_an_error_and_can_be_said_again(store: Store, is_verified: bool) -> None:
+    desk = Desk(store)
+    desk.school.cache.answer(asked("what is rain"), "water")
+    if is_verified:
+        desk.school.audit(*desk.school.hit("so what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    with unwritable(store), pytest.raises(StoreError, match="try again"):
+        desk.trust.feedback("os:1", hit.id, "wrong")
+    assert desk.trust.feedback("os:1", hit.id, "wrong")["negative_pair"]
+    assert Desk(store).school.outcome("so what is rain")[1] == "policy:marked_wrong"
+
+
+def test_a_verified_wording_marked_wrong_is_not_served_though_its_key_could_not_be_deleted(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    desk.school.audit(*desk.school.hit("so what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    with out_of_reach(store, "aliases"):
+        assert desk.trust.feedback("os:1", hit.id, "wrong")["negative_pair"]
+    assert len(store.aliases.of(entry.id)) == 1
+    for one in (desk, Desk(store)):
+        assert one.school.outcome("so what is rain")[1] == "policy:marked_wrong"
+
+
+def test_the_verified_wording_of_an_entry_that_is_gone_cannot_be_marked(store: Store) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    desk.school.audit(*desk.school.hit("so what is rain"), "water")
+    hit = desk.replayed("so what is rain")
+    store.delete_entries([entry.id])
+    with pytest.raises(NotFoundError, match="gone"):
+        desk.trust.feedback("os:1", hit.id, "wrong")
 
 
 def test_an_identical_hit_marked_wrong_removes_the_answer(store: Store) -> None:

@@ -212,7 +212,7 @@ def test_everything_is_there_before_and_after_it_is_written(open_store: OpenStor
     assert store.write_queue().items == 4
     for _ in range(2):
         assert all(same(a, b) for a, b in zip(store.load_prefix(keys), spans, strict=True))
-        found = store.load_tail(tail_of(keys))
+        found = store.load_prompt([], tail_of(keys)).record
         assert found is not None
         assert same(found.span, tail().span)
         assert store.missing([*keys, *chain(1, start=50)]) == chain(1, start=50)

@@ -58,7 +58,7 @@ def test_a_store_that_is_opened_again_has_memory_for_what_it_holds(open_store: O
         store = open_store(limits, files)
         store.wait_until_prepared()
         assert (files.buffers.ready_bytes > 0) == (num_ready > 0)
-        loaded, record = store.load_prefix(keys), store.load_tail(tail_of(keys))
+        loaded, record = store.load_prefix(keys), store.load_prompt([], tail_of(keys)).record
         assert all(same(got, span(seed=at)) for at, got in enumerate(loaded))
         assert record is not None
         assert same(record.span, tail().span)

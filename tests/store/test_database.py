@@ -59,7 +59,7 @@ def filled(open_store: OpenStore) -> Store:
 def look_up(store: Store) -> None:
     """All that a request asks for before the engine sees it."""
     assert len(store.load_prefix(chain(3))) == 3
-    assert store.load_tail(tail_of(chain(3))) is not None
+    assert store.load_prompt([], tail_of(chain(3))).record is not None
     assert len(store.find_exact(ALICE.scope, "req1")) == 1
     assert store.aliases.find(ALICE.scope, "alias1") is not None
     store.touch_entry(entry(1).id)

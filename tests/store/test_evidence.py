@@ -11,6 +11,7 @@ from semcache.store.evidence import StoredEvidence
 from semcache.store.store import Store
 
 from .conftest import OpenStore
+from .refusals import out_of_reach
 from .samples import ALICE, BOB, decision, entry, evidence
 from .test_entries import edit
 
@@ -150,3 +151,15 @@ def test_what_a_scope_learned_goes_with_the_whole_scope(store: Store) -> None:
     assert learned(store, *scopes) == [cousin]
     store.clear()
     assert learned(store, *scopes) == []
+
+
+def test_what_cannot_be_read_is_not_taken_for_nothing(store: Store) -> None:
+    learn(store, ALICE.scope)
+    for table in ("scope_evidence", "entry_evidence", "negatives"):
+        with out_of_reach(store, table):
+            assert store.evidence.load_evidence(ALICE.scope) is None
+    with out_of_reach(store, "negatives"):
+        assert store.evidence.load_negatives(ALICE.scope) is None
+    assert store.counters()["read_failures"] == 4
+    assert store.evidence.load_negatives(ALICE.scope) == {"pair"}
+    assert learned(store, ALICE.scope) == [ALICE.scope]

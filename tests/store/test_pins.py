@@ -45,7 +45,7 @@ def press(store: Store, clock: Clock, num: int = 20) -> None:
 
 
 def is_whole(store: Store) -> bool:
-    return len(store.load_prefix(PROMPT)) == 2 and store.load_tail(RECORD) is not None
+    return len(store.load_prefix(PROMPT)) == 2 and store.load_prompt([], RECORD).record is not None
 
 
 @pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo", "saved_compute"])

@@ -17,7 +17,6 @@ import pytest
 from semcache.errors import StoreError
 from semcache.store import blocks
 from semcache.store.blocks import block_chain
-from semcache.store.evidence import StoredEvidence
 from semcache.store.limits import MOST_BYTES, StoreLimits
 from semcache.store.store import Store
 from semcache.store.vectors import Partition
@@ -164,7 +163,8 @@ def test_a_closed_store_answers_nothing_and_raises_nothing(store: Store, data_di
     assert store.aliases.find(ALICE.scope, "alias1") is None
     assert store.aliases.of(entry(1).id) == []
     assert not store.aliases.delete(ALICE.scope, "alias1")
-    assert store.evidence.load_evidence(ALICE.scope) == StoredEvidence(None, (), frozenset())
+    assert store.evidence.load_evidence(ALICE.scope) is None
+    assert store.evidence.load_negatives(ALICE.scope) is None
     assert not store.evidence.save_evidence(ALICE.scope, "{}", [evidence(1)])
     assert not store.evidence.add_negative(ALICE.scope, "pair")
     assert (store.evidence.of_entry(entry(1).id), store.decisions.num_due()) == (None, 0)

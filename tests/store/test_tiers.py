@@ -52,11 +52,11 @@ def test_round_trip_before_and_after_a_restart(open_store: OpenStore, limits: St
             loaded = again.load_prefix(keys)
             assert len(loaded) == 3
             assert all(same(left, right) for left, right in zip(loaded, spans, strict=True))
-            found = again.load_tail(tail_of(keys))
+            found = again.load_prompt([], tail_of(keys)).record
             assert found is not None
             assert same(found.span, record.span)
             assert torch.equal(found.logits, record.logits)
-            none = again.load_tail(tail_of(keys, 0))
+            none = again.load_prompt([], tail_of(keys, 0)).record
             assert none is not None
             assert none.span.num_tokens == 0
         assert again.missing([*keys, *chain(1, start=50)]) == chain(1, start=50)
@@ -159,7 +159,7 @@ def test_a_damaged_tail_is_a_miss(open_store: OpenStore, data_dir: Path) -> None
     store = open_store(NO_RAM)
     store.put_tail(tail_of([]), tail(), ALICE)
     flip(-1)(block_files(data_dir)[0])
-    assert store.load_tail(tail_of([])) is None
+    assert store.load_prompt([], tail_of([])).record is None
     assert store.counters()["damaged_blocks"] == 1
 
 
@@ -173,7 +173,7 @@ def test_a_forced_hash_collision_is_a_miss(store: Store) -> None:
     ]
     for other in others:
         assert store.load_prefix([other]) == []
-    assert store.load_tail(BlockKey(key.hash, None, 0, key.token_ids, "tail")) is None
+    assert store.load_prompt([], BlockKey(key.hash, None, 0, key.token_ids, "tail")).record is None
     assert store.counters()["hash_collisions"] == 4
     assert len(store.load_prefix([key])) == 1
     assert store.put_block(others[0], span(seed=9), ALICE)

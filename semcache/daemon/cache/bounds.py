@@ -36,43 +36,6 @@ def most_wrong(num: float, budget: float, z: float = Z95) -> float:
     return num * budget - z * math.sqrt(num * budget * (1 - budget))
 
 
-def upper_bound(wrong: float, num: float, confidence: float = CONFIDENCE) -> float:
-    """Clopper and Pearson's one-sided upper bound of a rate; counts may be fractions."""
-    if num <= 0 or wrong >= num:
-        return 1.0
-    low, high = wrong / num, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if beta_cdf(middle, wrong + 1, num - wrong) < confidence:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def beta_cdf(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function, by its continued fraction."""
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):
-        return 1 - beta_cdf(1 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    tiny, c = 1e-300, 1.0
-    d = 1 / max(tiny, 1 - (a + b) * x / (a + 1))
-    fraction = d
-    for m in range(1, 200):
-        for top in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / (1 + top * d or tiny)
-            c = 1 + top / c or tiny
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-12:
-            break
-    return math.exp(log_front) * fraction / a
-
-
 def certifies(wrong: float, num: float, budget: float, alpha: float = 1 - CONFIDENCE) -> bool:
     """Whether the labels show, at any time they are looked at, that fewer than `budget` are wrong."""
     return log_evidence_below(wrong, num, budget) >= -math.log(alpha)

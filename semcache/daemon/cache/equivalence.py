@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from semcache.daemon.cache.embedder import Embedder
-from semcache.daemon.cache.features import differences, words
+from semcache.daemon.cache.features import contradicts, words
 
 Equivalence = Callable[[str, str], bool | None]
 
@@ -31,7 +31,7 @@ def text_equivalence(a: str, b: str) -> bool | None:
     """
     if normalised(a) == normalised(b):
         return True
-    if {"number", "negation", "entity"} & set(differences(a, b)):
+    if contradicts(a, b):
         return False
     content_a, content_b = _content(a), _content(b)
     is_short = 0 < len(content_a) <= _SHORT_WORDS and 0 < len(content_b) <= _SHORT_WORDS

@@ -12,15 +12,16 @@ from semcache.daemon.cache.calibration import OFFSET_VARIANCE, Calibration, Offs
 from semcache.daemon.cache.features import FEATURES
 from semcache.daemon.cache.ledger import Budgets, Ledger
 from semcache.daemon.cache.prior import PRIOR
+from semcache.daemon.cache.strategy import is_within
 from semcache.store.evidence import EntryEvidence, StoredEvidence
 
 VERSION = 1
 
 
 class EvidenceStore(Protocol):
-    """Keeps evidence across restarts; an evidence that cannot be read is a fresh start."""
+    """Keeps evidence across restarts; a damaged one is a fresh start, None one that cannot be read now."""
 
-    def load_evidence(self, scope: str) -> StoredEvidence: ...
+    def load_evidence(self, scope: str) -> StoredEvidence | None: ...
     def save_evidence(self, scope: str, state: str, entries: Sequence[EntryEvidence]) -> bool: ...
     def add_negative(self, scope: str, pair_key: str) -> bool: ...
 
@@ -42,7 +43,7 @@ class EntryState:
 
 @dataclass
 class ScopeEvidence:
-    """All that one scope has learned."""
+    """All that one scope has learned; nothing of that where it is not known, as the store could not be read."""
 
     calibration: Calibration
     ledger: Ledger
@@ -50,6 +51,7 @@ class ScopeEvidence:
     negatives: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)  # entries to save
     is_dirty: bool = False
+    is_known: bool = True
 
     def touch(self, entry_id: str) -> None:
         """The entry's evidence is to be saved."""
@@ -76,10 +78,15 @@ class EvidenceBook:
         self._scopes: dict[str, ScopeEvidence] = {}
 
     def scope(self, name: str, budgets: Budgets) -> ScopeEvidence:
-        """The scope's evidence, counted under these budgets."""
+        """The scope's evidence, counted under these budgets.
+
+        What cannot be read is not kept: it would be saved over what is stored. Until it can, nothing is learned here.
+        """
         found = self._scopes.get(name)
         if found is None:
-            found = self._scopes[name] = self._load(name, budgets)
+            found = self._load(name, budgets)
+            if found.is_known:
+                self._scopes[name] = found
         return found
 
     def names(self) -> list[str]:
@@ -87,8 +94,9 @@ class EvidenceBook:
         return list(self._scopes)
 
     def add_negative(self, scope: str, key: str) -> None:
-        """The pair is never served again, from now on and after a restart; the scope is in use."""
-        self._scopes[scope].negatives.add(key)
+        """The pair is never served again, from now on and after a restart."""
+        if (found := self._scopes.get(scope)) is not None:
+            found.negatives.add(key)
         if self._store is not None:
             self._store.add_negative(scope, key)
 
@@ -100,7 +108,7 @@ class EvidenceBook:
 
     def forget_scope(self, scope: str) -> None:
         """The scope and its namespaces were cleared; the next use reads the store again."""
-        for name in [name for name in self._scopes if name == scope or name.startswith(f"{scope}#")]:
+        for name in [name for name in self._scopes if is_within(name, scope)]:
             del self._scopes[name]
 
     def flush(self, scope: str) -> bool:
@@ -123,6 +131,9 @@ class EvidenceBook:
         if self._store is None:
             return fresh
         stored = self._store.load_evidence(name)
+        if stored is None:
+            fresh.is_known = False
+            return fresh
         read_state(fresh, stored.state)
         fresh.negatives = set(stored.negatives)
         fresh.entries = {row.entry_id: state for row in stored.entries if (state := entry_state(row)) is not None}

@@ -1,7 +1,8 @@
 """What two wordings have in common and where they differ, as numbers with names that the receipt shows.
 
 An embedding hardly sees some differences that change the answer. English word lists; other languages simply yield less
-evidence. Plain Python: runs for every candidate of every miss, so what is read from one text is remembered.
+evidence. Plain Python: runs for every candidate of every miss, so what is read from one wording is remembered. Of
+answers nothing is: a wording fits the embedder's window, an answer may be as long as the context.
 """
 
 from __future__ import annotations
@@ -159,6 +160,18 @@ def differences(a: str, b: str) -> list[str]:
     return _differences(_read(a), _read(b))
 
 
+def contradicts(a: str, b: str) -> bool:
+    """Whether two answers name different numbers, negations or names, as `differences` sees them in wordings."""
+    one, other = words(a), words(b)
+    low_one, low_other = [w.lower() for w in one], [w.lower() for w in other]
+    return (
+        _numbers(low_one) != _numbers(low_other)
+        or _num_negations(a) != _num_negations(b)
+        or not _names(one) <= set(low_other)
+        or not _names(other) <= set(low_one)
+    )
+
+
 def _differences(a: _Text, b: _Text) -> list[str]:
     found = []
     if a.numbers != b.numbers:
@@ -193,7 +206,7 @@ def measure(
     prompt: str, candidates: Sequence[tuple[str, str, float]], regrets: Sequence[float | None]
 ) -> list[dict[str, float]]:
     """All FEATURES of each candidate (prompt, answer, cosine); `regrets` are what is known of their entries."""
-    answers = [normalised(answer) for _, answer, _ in candidates]
+    answers = [_plain(answer) for _, answer, _ in candidates]
     wordings = [normalised(wording) for wording, _, _ in candidates]
     found = []
     for i, (wording, _, score) in enumerate(candidates):
@@ -219,7 +232,11 @@ def measure(
 
 @lru_cache(maxsize=8192)
 def normalised(text: str) -> str:
-    """The text without case, punctuation and spacing: equal where only these differ."""
+    """The wording without case, punctuation and spacing: equal where only these differ."""
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
     return " ".join(words(text.lower())) or text.strip()
 
 

@@ -18,8 +18,10 @@ from semcache.daemon.cache.identity import Identity, identify
 from semcache.daemon.cache.lookup import Match
 from semcache.daemon.cache.marks import MarkedPairs
 from semcache.daemon.cache.policy import Candidate, Considered
+from semcache.daemon.cache.strategy import is_within
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.request import Outcome, Request, RequestState
+from semcache.errors import StoreError
 from semcache.store.aliases import Alias
 from semcache.store.decisions import Decision, Source
 from semcache.store.entries import Entry
@@ -64,6 +66,7 @@ class Lessons:
         self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
         self._lock = Lock()
         self._open: deque[OpenQuestion] = deque(maxlen=_MAX_OPEN)
+        self._asked: OpenQuestion | None = None  # what the judge has now
 
     # What requests teach
 
@@ -124,7 +127,7 @@ class Lessons:
             # The user's own word is there already, or the machine refuses.
             return self._store.decisions.close_audit(decision.request_id, entry.id), None
         self._learn(decision.prompt, considered, same, "audit", served=True, regret=fresh.donor_regret)
-        if same and not self._marks.holds(decision.scope, decision.prompt, entry.prompt):
+        if same and self._marks.holds(decision.scope, decision.prompt, entry.prompt) is False:
             self._store.aliases.put(
                 Alias(
                     scope=decision.scope, request_key=identity.request_key, entry_id=entry.id, prompt=decision.prompt,
@@ -135,42 +138,54 @@ class Lessons:
         return True, same
 
     def marked(self, decision: Decision, entry: Entry, same: bool) -> bool:
-        """A user's own word about a semantic hit; it overrides every other label. True when a negative pair is left."""
-        self._store.decisions.label(decision.request_id, entry.id, same, "user")
+        """A user's own word about a semantic hit; it overrides every other label. True when a negative pair is left.
+
+        StoreError where the word could not be kept.
+        """
         if not same:
+            self._mark(decision.scope, decision.prompt, entry)
             for alias in self._store.aliases.of(entry.id):
                 if alias.prompt == decision.prompt:
                     self._store.aliases.delete(alias.scope, alias.request_key)
-            self._marks.mark(decision.scope, decision.prompt, entry.prompt)
+        # After the pair: what is said again because that failed must not look like what was learned already.
+        if not self._store.decisions.label(decision.request_id, entry.id, same, "user"):
+            raise StoreError(f"could not note that {decision.request_id} was {'right' if same else 'wrong'}; try again")
         if (decision.label, decision.source) != (same, "user"):  # saying it again teaches nothing new
             self._learn(decision.prompt, considered_of(decision, entry), same, "user", served=True, regret=None)
             self._flush({decision.scope})
         return not same
 
-    def unaliased(self, request: Request, entry_id: str) -> None:
-        """A user says that a verified wording was wrong after all: the key goes, the pair stays as a negative one."""
+    def unaliased(self, request: Request, entry_id: str) -> bool:
+        """A user says that a verified wording was wrong after all: the key goes, the pair stays as a negative one.
+
+        False where the entry is gone; StoreError where the pair could not be kept.
+        """
         entry = self._store.get_entry(entry_id)
         if entry is None:
-            return
-        key = identify(entry.fingerprint, request).request_key
-        self._store.aliases.delete(entry.scope, key)
+            return False
+        self._mark(entry.scope, request.last_user_message, entry)
+        self._store.aliases.delete(entry.scope, identify(entry.fingerprint, request).request_key)
         item = Considered(Candidate(entry.id, entry.scope, entry.prompt, entry.answer, 1.0), "alias")
         self._learn(request.last_user_message, item, False, "user", served=True, regret=None)
-        self._marks.mark(entry.scope, request.last_user_message, entry.prompt)
         self._flush({entry.scope})
+        return True
 
-    # What is gone
+    # What is kept, and what is gone
+
+    def save(self, scope: str | None = None) -> None:
+        """Write down what was counted since the last label: everywhere, or in a scope and its namespaces."""
+        if self._policy is not None:
+            self._flush({name for name in self._policy.scopes() if scope is None or is_within(name, scope)})
 
     def forget_scope(self, scope: str) -> None:
-        """The scope was cleared: nothing that was learned there may be written back."""
-        with self._lock:
-            kept = [question for question in self._open if question.considered.candidate.scope != scope]
-            self._open = deque(kept, maxlen=_MAX_OPEN)
+        """The scope was cleared, its namespaces too: nothing that was learned there may be written back."""
+        self._withdraw(lambda candidate: is_within(candidate.scope, scope))
         self._marks.forget_scope(scope)
         if self._policy is not None:
             self._policy.forget_scope(scope)
 
     def forget_entry(self, scope: str, entry_id: str) -> None:
+        self._withdraw(lambda candidate: candidate.entry_id == entry_id)
         if self._policy is not None:
             self._policy.forget(scope, entry_id)
 
@@ -179,12 +194,14 @@ class Lessons:
     def next_open(self) -> OpenQuestion | None:
         """Take the oldest pair of answers that waits for a judge."""
         with self._lock:
-            return self._open.popleft() if self._open else None
+            self._asked = self._open.popleft() if self._open else None
+            return self._asked
 
     def reopen(self, question: OpenQuestion) -> None:
-        """The judge was interrupted; the question is the next one again."""
+        """The judge was interrupted; the question is the next one again, unless its answer was removed meanwhile."""
         with self._lock:
-            self._open.appendleft(question)
+            if self._asked is question:
+                self._open.appendleft(question)
 
     def judged(self, question: OpenQuestion, same: bool | None) -> None:
         """The judge's word; None, a reply that was not understood, is no label."""
@@ -202,6 +219,19 @@ class Lessons:
         return len(self._open)
 
     # Helpers of the above
+
+    def _mark(self, scope: str, prompt: str, entry: Entry) -> None:
+        """First of all: no look-up serves an alias of a marked pair, so the alias may then go or stay."""
+        if not self._marks.mark(scope, prompt, entry.prompt):
+            raise StoreError(f"could not keep that the answer of {entry.id} is wrong for this wording; try again")
+
+    def _withdraw(self, is_gone: Callable[[Candidate], bool]) -> None:
+        """No judge reads an answer that was removed."""
+        with self._lock:
+            kept = [question for question in self._open if not is_gone(question.considered.candidate)]
+            self._open = deque(kept, maxlen=_MAX_OPEN)
+            if self._asked is not None and is_gone(self._asked.considered.candidate):
+                self._asked = None
 
     def _ask(self, questions: Sequence[OpenQuestion]) -> None:
         if self._asks_judge:

@@ -14,6 +14,7 @@ from typing import Any
 
 from semcache.daemon.cache.embedder import Embedder, Vector
 from semcache.daemon.cache.identity import Identity, chain_root, fits, identify
+from semcache.daemon.cache.marks import MarkedPairs
 from semcache.daemon.cache.policy import Policy, Verdict
 from semcache.daemon.cache.similar import Neighbour, Similarity
 from semcache.daemon.cache.strategy import Access, Scope
@@ -111,6 +112,7 @@ class Lookup:
         policy: Policy,
         embedder: Callable[[], Embedder | None],
         *,
+        marks: MarkedPairs | None = None,
         reuse_sampled: bool = False,
         drafts: bool = True,
         prefill_ms_per_token: Callable[[], float | None] = lambda: None,
@@ -118,6 +120,7 @@ class Lookup:
     ) -> None:
         self.store = store
         self._similarity = Similarity(store, policy, embedder)
+        self._marks = marks or MarkedPairs()
         self._drafts = drafts
         self._prefill_ms_per_token = prefill_ms_per_token  # KV is not loaded where computing it is faster
         self._reuse_sampled = reuse_sampled
@@ -211,10 +214,14 @@ class Lookup:
                     return True
         for scope in access.read:
             aliased = self.store.aliases.find(scope.name, match.identity.request_key, count=not preview)
-            if aliased is not None and _serves(aliased, request):
+            if aliased is not None and _serves(aliased, request) and self._is_trusted(scope, request, aliased):
                 self._serve(request, match, Neighbour(scope, aliased, 1.0), Outcome.EXACT, "alias", preview=preview)
                 return True
         return False
+
+    def _is_trusted(self, scope: Scope, request: Request, aliased: Entry) -> bool:
+        """Not where the two wordings were marked: whatever became of the alias then, the user's word is above it."""
+        return self._marks.holds(scope.name, request.last_user_message, aliased.prompt) is False
 
     def _serve(
         self, request: Request, match: Match, found: Neighbour, outcome: Outcome, reason: str, *, preview: bool

@@ -78,8 +78,9 @@ class ThresholdPolicy:
     def _reason(self, prompt: str, candidate: Candidate) -> str:
         if candidate.score < self.threshold:
             return "policy:threshold"
-        if self._marks.holds(candidate.scope, prompt, candidate.prompt):
-            return "policy:marked_wrong"
+        is_marked = self._marks.holds(candidate.scope, prompt, candidate.prompt)
+        if is_marked is not False:
+            return "policy:marked_wrong" if is_marked else "unreadable"
         telling = differences(prompt, candidate.prompt)
         return f"policy:{telling[0]}" if telling else "similar"
 

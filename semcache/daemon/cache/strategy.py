@@ -66,6 +66,11 @@ def global_scope(user: str, allow_global: str, namespace: str = "") -> Scope:
     return Scope("global", _in_namespace(name, namespace))
 
 
+def is_within(name: str, scope: str) -> bool:
+    """Whether what is done to a scope as a whole, such as clearing it, is done to this one too: a namespace of it."""
+    return name == scope or name.startswith(f"{scope}#")
+
+
 def access(strategy: str, *, user: str, allow_global: str, namespace: str = "") -> Access:
     """The scopes of one request; an unknown strategy or a forbidden global scope is an error, never a default."""
     row = STRATEGIES.get(strategy)

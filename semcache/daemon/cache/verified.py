@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Lock
-from typing import Literal
 
 import numpy as np
 
@@ -20,24 +19,12 @@ from semcache.daemon.cache.marks import pair_key
 from semcache.daemon.cache.policy import Candidate, Considered, Verdict
 from semcache.daemon.cache.prior import PRIOR
 from semcache.daemon.cache.status import ScopeStatus, status_of
-from semcache.daemon.cache.tune import replay
-
-Source = Literal["draft", "equivalence", "audit", "user"]
-
-__all__ = ["Consequence", "ScopeStatus", "Source", "VerifiedPolicy", "replay"]
+from semcache.store.decisions import Source
 
 # Where an answer is more likely wrong than right, the wording is the reason and not the evidence.
 _UNLIKELY = 0.5
 # A difference is named as the reason where it costs at least this much, in log-odds.
 _TELLING = 0.3
-
-
-@dataclass(frozen=True)
-class Consequence:
-    """What a label calls for."""
-
-    demote: bool = False  # the entry was served wrongly: it should be evicted
-    suspended: bool = False  # this label switched serving off in its scope
 
 
 class VerifiedPolicy:
@@ -80,7 +67,7 @@ class VerifiedPolicy:
     def learn(
         self, prompt: str, considered: Considered, same: bool, *, source: Source, served: bool,
         regret: float | None = None,
-    ) -> Consequence:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Whether the candidate's answer was the model's own; `regret` in nats a token, where it has been a draft."""
         candidate = considered.candidate
         with self._lock:
@@ -93,11 +80,10 @@ class VerifiedPolicy:
                 scope.calibration.learn(np.array(PRIOR.standard(considered.features)), same, entry.offset)
             if regret is not None:
                 entry.add_regret(regret)
-            suspended = self._enter(scope, considered, same, source, served)
+            self._enter(scope, considered, same, source, served)
             if served and not same:
                 self._book.add_negative(candidate.scope, pair_key(prompt, candidate.prompt))
             scope.touch(candidate.entry_id)
-        return Consequence(served and not same, suspended)
 
     def forget(self, scope: str, entry_id: str) -> None:
         """The entry is gone, and what was seen of it."""
@@ -113,6 +99,11 @@ class VerifiedPolicy:
         """Save what is new in the scope; False where the store could not."""
         with self._lock:
             return self._book.flush(scope)
+
+    def scopes(self) -> list[str]:
+        """Scopes in use."""
+        with self._lock:
+            return self._book.names()
 
     def status(self, scope: str) -> ScopeStatus:
         """Where the scope stands, in numbers and in one sentence."""
@@ -140,13 +131,17 @@ class VerifiedPolicy:
             for i, p in zip(rows, scope.calibration.predict(x[rows], offsets), strict=True):
                 chances[i] = p
         return [
-            Considered(candidate, self._reason(prompt, candidate, scope, features, p), features, p)
+            Considered(
+                candidate, self._reason(prompt, candidate, scope, features, p), features, p if scope.is_known else None
+            )
             for candidate, scope, features, p in zip(candidates, scopes, measured, chances, strict=True)
         ]
 
     def _reason(
         self, prompt: str, candidate: Candidate, scope: ScopeEvidence, features: Mapping[str, float], p: float
     ) -> str:
+        if not scope.is_known:
+            return "unreadable"
         if scope.negatives and pair_key(prompt, candidate.prompt) in scope.negatives:
             return "policy:marked_wrong"
         refusal = scope.ledger.refusal(cell_of(1 - p))
@@ -181,24 +176,22 @@ class VerifiedPolicy:
                 ledger.pass_over(self.audit_rate)
         return audit
 
-    def _enter(self, scope: ScopeEvidence, considered: Considered, same: bool, source: Source, served: bool) -> bool:
-        """Count the label for the budgets; True where it switched serving off.
+    def _enter(self, scope: ScopeEvidence, considered: Considered, same: bool, source: Source, served: bool) -> None:
+        """Count the label for the budgets.
 
         A user's mark is no random sample: only what is marked wrong counts, and no audit is saved by it.
         """
         if considered.p_correct is None or not (considered.chosen or served):
-            return False
+            return
         cell = cell_of(1 - considered.p_correct)
         if not served:
             scope.ledger.label(cell, same)
         elif source == "audit":
             if scope.ledger.audit(cell, same, self.audit_rate):
                 scope.calibration.doubt()
-                return True
         elif not same:
             scope.ledger.label(cell, same)
             scope.ledger.settle(cell, same)
-        return False
 
     def _scope(self, name: str) -> ScopeEvidence:
         return self._book.scope(name, self.budgets)

@@ -15,7 +15,6 @@ from benchmarks.semantic_trace.vcache import fine_grid
 from semcache.daemon.cache import lessons
 from semcache.daemon.cache.policy import Candidate, Considered, ThresholdPolicy, Verdict
 from semcache.daemon.cache.similar import NUM_CANDIDATES
-from semcache.daemon.cache.verified import Consequence
 
 STREAM = [Question("a", "1"), Question("a again", "1"), Question("b", "2"), Question("a once more", "1")]
 # The third, of another class, is at cosine 0.8 to the others, which are equal.
@@ -58,7 +57,7 @@ def test_vcache_learns_on_the_nearest_and_stores_only_what_differs() -> None:
 
 
 class Recording(ThresholdPolicy):
-    """A fixed threshold that audits every hit, demotes what was wrong, and writes down what it is taught."""
+    """A fixed threshold that audits every hit and writes down what it is taught."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__(threshold)
@@ -70,9 +69,8 @@ class Recording(ThresholdPolicy):
         verdict = super().decide(prompt, candidates, scopes, preview=preview)
         return Verdict(verdict.serve, verdict.reason, verdict.candidate, verdict.considered, audit=verdict.serve)
 
-    def learn(self, prompt: str, considered: Considered, same: bool, *, source: str, served: bool) -> Consequence:
+    def learn(self, prompt: str, considered: Considered, same: bool, *, source: str, served: bool) -> None:
         self.taught.append((prompt, considered.candidate.prompt, same, source, served))
-        return Consequence(demote=served and not same, suspended=False)
 
 
 def test_the_policy_is_taught_what_the_daemon_would_teach() -> None:

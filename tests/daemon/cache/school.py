@@ -25,8 +25,10 @@ class School:
     def __init__(self, store: Store, *, learns: bool = False, audit_rate: float = 1.0, **options: Any) -> None:
         self.store = store
         self.policy = VerifiedPolicy(EvidenceBook(store.evidence), seed=1) if learns else None
-        self.marks = MarkedPairs(lambda s: store.evidence.load_evidence(s).negatives, store.evidence.add_negative)
-        self.cache = Cache(store, self.policy or ThresholdPolicy(0.8, self.marks), **options.pop("lookup", {}))
+        self.marks = MarkedPairs(store.evidence.load_negatives, store.evidence.add_negative)
+        self.cache = Cache(
+            store, self.policy or ThresholdPolicy(0.8, self.marks), marks=self.marks, **options.pop("lookup", {})
+        )
         self.lessons = Lessons(
             store, self.policy, text_equivalence, marks=self.marks, audit_rate=audit_rate, seed=1, **options
         )

@@ -11,12 +11,10 @@ from scipy import stats
 
 from semcache.daemon.cache.bounds import (
     DriftTest,
-    beta_cdf,
     certifies,
     log_evidence_below,
     most_wrong,
     num_clean,
-    upper_bound,
     wilson,
 )
 
@@ -34,18 +32,6 @@ def test_wilson_holds_the_rate_and_never_leaves_0_to_1(counts: tuple[int, int]) 
 def test_wilson_of_known_counts() -> None:
     assert wilson(10, 1000) == pytest.approx((0.00544, 0.01831), abs=1e-5)
     assert wilson(0, 0) is None
-
-
-@given(st.floats(0.001, 0.999), st.floats(0.5, 300), st.floats(0.5, 300))
-def test_the_beta_function_is_scipys(x: float, a: float, b: float) -> None:
-    assert beta_cdf(x, a, b) == pytest.approx(stats.beta.cdf(x, a, b), abs=1e-8)
-
-
-@given(COUNTS)
-def test_the_upper_bound_is_clopper_and_pearsons(counts: tuple[int, int]) -> None:
-    wrong, num = counts
-    expected = 1.0 if wrong == num else stats.beta.ppf(0.95, wrong + 1, num - wrong)
-    assert upper_bound(wrong, num) == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.integers(1, 20_000), BUDGETS)
@@ -136,3 +122,13 @@ def test_a_drift_test_goes_on_where_it_was_saved() -> None:
     assert other.log_evidence() == pytest.approx(test.log_evidence())
     with pytest.raises(ValueError, match="not a state"):
         other.restore({"num": 1, "num_starts": 1, "wagers": [[0.0]]})
+
+
+def test_wagers_of_long_ago_leave_and_the_newest_stay() -> None:
+    draw, test = random.Random(2), DriftTest(0.02, every=50)
+    for _ in range(5000):
+        test.step(draw.random() < 0.01)
+    state = test.dump()
+    assert (state["num_starts"], len(state["wagers"])) == (100, 8)
+    bad = next(step for step in range(1000) if test.step(draw.random() < 0.15))
+    assert bad < 150

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from semcache.daemon.cache.equivalence import judge_prompt, make_equivalence, read_judgement, text_equivalence
+from semcache.daemon.cache.features import _read
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,9 @@ def test_a_judges_reply_that_is_not_understood_is_no_label(reply: str, same: boo
 def test_the_judge_sees_question_and_both_answers() -> None:
     prompt = judge_prompt("What is rain?", "water", "drops")
     assert all(part in prompt for part in ("What is rain?", "water", "drops"))
+
+
+def test_no_answer_stays_in_memory_because_it_was_compared() -> None:
+    _read.cache_clear()
+    assert text_equivalence("It was built in 1889.", "It was built in 1899.") is False
+    assert _read.cache_info().currsize == 0

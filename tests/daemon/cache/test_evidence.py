@@ -18,6 +18,7 @@ from semcache.store.evidence import EntryEvidence
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.worlds import SCOPE, World, live
+from tests.store.refusals import out_of_reach
 from tests.store.samples import entry
 
 BUDGETS = Budgets(0.05, 0.05)
@@ -155,6 +156,46 @@ def test_a_cleared_scope_starts_fresh(store: Store) -> None:
     assert learner.status(SCOPE).labels == 0
 
 
-def test_a_state_is_small(store: Store) -> None:
-    book = EvidenceBook(None)
-    assert len(dump(book.scope(SCOPE, BUDGETS))) < 16_000
+def test_a_state_is_small_however_long_its_scope_was_used() -> None:
+    evidence = EvidenceBook(None).scope(SCOPE, BUDGETS)
+    for number in range(15_000):
+        evidence.ledger.request(number % 32)
+        evidence.ledger.serve(number % 32, audit=True, audit_rate=0.1)
+        evidence.ledger.audit(number % 32, number % 1000 > 0, 0.1)
+    assert evidence.ledger.num_audits == 15_000
+    assert len(dump(evidence)) < 16_000
+
+
+def test_what_cannot_be_read_serves_nothing_and_is_not_written_over(store: Store) -> None:
+    put_entries(store)
+    learner = taught(store)
+    learner.flush(SCOPE)
+    kept = store.evidence.load_evidence(SCOPE)
+    again = policy(store)
+    with out_of_reach(store, "scope_evidence"):
+        prompt, candidate, _ = World(0.0, seed=11).ask()
+        verdict = again.decide(prompt, [candidate], [SCOPE])
+        assert (verdict.serve, verdict.reason, verdict.candidate) == (False, "unreadable", candidate)
+        assert verdict.considered[0].p_correct is None
+        again.learn(prompt, verdict.considered[0], True, source="draft", served=False)
+    assert again.flush(SCOPE)
+    assert store.evidence.load_evidence(SCOPE) == kept
+    assert again.status(SCOPE) == learner.status(SCOPE)
+    marked, theirs, _ = World(0.0, seed=8).ask()
+    assert again.decide(marked, [theirs], [SCOPE]).reason == "policy:marked_wrong"
+
+
+def test_a_pair_is_marked_also_where_its_scope_cannot_be_read(store: Store) -> None:
+    learner, candidate = policy(store), Candidate("e_7", SCOPE, "stored", "answer", 0.9)
+    with out_of_reach(store, "scope_evidence"):
+        item = learner.decide("asked", [candidate], [SCOPE]).considered[0]
+        learner.learn("asked", item, False, source="user", served=True)
+    for one in (learner, policy(store)):
+        assert one.decide("asked", [candidate], [SCOPE]).reason == "policy:marked_wrong"
+
+
+def test_a_cleared_scope_takes_its_namespaces_along() -> None:
+    learner, scopes = policy(None), (SCOPE, f"{SCOPE}#run", f"{SCOPE}b")
+    learner.decide("asked", [], scopes)
+    learner.forget_scope(SCOPE)
+    assert [learner.status(scope).requests for scope in scopes] == [0, 0, 1]

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcache.daemon.cache.features import DIFFERENCES, FEATURES, compare, differences, in_order, measure, normalised
+from semcache.daemon.cache.features import (
+    DIFFERENCES,
+    FEATURES,
+    _read,
+    compare,
+    contradicts,
+    differences,
+    in_order,
+    measure,
+    normalised,
+)
 
 TEXTS = st.text(max_size=60)
 
@@ -64,3 +74,20 @@ def test_an_absent_feature_is_0_and_an_unknown_one_is_left_out() -> None:
 def test_normalised_forgets_case_and_punctuation() -> None:
     assert normalised("  What IS rain?! ") == "what is rain"
     assert normalised("???") == "???"
+
+
+WORDS = st.lists(st.sampled_from("not Paris paris two 2 3rd don't isn’t London I what is".split()), max_size=6)
+
+
+@given(TEXTS | WORDS.map(" ".join), TEXTS | WORDS.map(" ".join))
+def test_answers_contradict_each_other_as_wordings_differ(a: str, b: str) -> None:
+    assert contradicts(a, b) == bool({"number", "negation", "entity"} & set(differences(a, b)))
+
+
+def test_nothing_of_an_answer_is_remembered() -> None:
+    _read.cache_clear()
+    normalised.cache_clear()
+    assert contradicts("It was built in 1889.", "It was built in 1899.")
+    assert (_read.cache_info().currsize, normalised.cache_info().currsize) == (0, 0)
+    measure("What is rain?", [("What's rain?", "a long answer", 0.95), ("Define rain", "another", 0.9)], [None, None])
+    assert (_read.cache_info().currsize, normalised.cache_info().currsize) == (3, 2)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from semcache.daemon.cache.lessons import MAX_RECORDED, OpenQuestion, considered_of
 from semcache.daemon.request import RequestState, Sampling
+from semcache.errors import StoreError
 from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import asked, told
+from tests.store.refusals import out_of_reach, unwritable
 
 
 def test_a_hit_is_recorded_with_its_audit(store: Store) -> None:
@@ -113,10 +117,45 @@ def test_a_verified_wording_marked_wrong_is_no_key_any_more(store: Store) -> Non
     school.audit(decision, entry, "water")
     request, match = school.ask("so what is rain")
     assert told(match) == ("exact", "alias")
-    school.lessons.unaliased(request, entry.id)
+    assert school.lessons.unaliased(request, entry.id)
     assert store.aliases.of(entry.id) == []
     assert school.outcome("so what is rain")[1] == "policy:marked_wrong"
-    school.lessons.unaliased(request, "e_gone")
+    assert not school.lessons.unaliased(request, "e_gone")
+
+
+def test_a_verified_wording_is_no_key_while_marks_cannot_be_read(store: Store) -> None:
+    school = School(store)
+    school.cache.answer(asked("what is rain"), "water")
+    school.audit(*school.hit("so what is rain"), "water")
+    again = School(store)
+    with out_of_reach(store, "negatives"):
+        assert again.outcome("so what is rain")[1] == "unreadable"
+    assert again.outcome("so what is rain") == ("exact", "alias")
+
+
+def test_no_alias_is_made_while_marks_cannot_be_read(store: Store) -> None:
+    school = School(store)
+    school.cache.answer(asked("what is rain"), "water")
+    decision, entry = school.hit("so what is rain")
+    with out_of_reach(store, "negatives"):
+        assert School(store).audit(decision, entry, "water") == (True, True)
+    assert store.aliases.of(entry.id) == []
+
+
+def test_a_word_that_was_not_kept_teaches_when_it_is_said_again(store: Store) -> None:
+    school = School(store, learns=True)
+    entry = school.cache.answer(asked("what is rain"), "water")
+    school.compute("so what is rain", "water")
+    (decision,) = store.decisions.recent()
+    with out_of_reach(store, "negatives"), pytest.raises(StoreError, match="wrong for this wording"):
+        school.lessons.marked(decision, entry, False)
+    assert school.policy is not None
+    learned = school.policy._book.scope(entry.scope, school.policy.budgets).entries[entry.id]
+    assert learned.num_other == 0
+    school.lessons.marked(school.now(decision), entry, False)
+    assert learned.num_other == 1
+    with unwritable(store), pytest.raises(StoreError, match="was right"):
+        school.lessons.marked(school.now(decision), entry, True)
 
 
 def test_saying_it_twice_teaches_once(store: Store) -> None:
@@ -292,3 +331,42 @@ def test_a_decision_is_considered_again_as_it_was(store: Store) -> None:
     assert again.candidate == then.candidate
     assert (again.reason, again.p_correct, again.chosen) == (then.reason, then.p_correct, True)
     assert again.features == dict(then.features)
+
+
+def test_no_judge_reads_an_answer_that_was_removed(store: Store) -> None:
+    school = School(store, asks_judge=True)
+    entry = school.cache.answer(asked("what is rain"), "water")
+    decision, _ = school.hit("so what is rain")
+    school.audit(decision, entry, "it is made of water")
+    question = school.lessons.next_open()
+    assert question is not None
+
+    def like(scope: str, entry_id: str) -> OpenQuestion:
+        candidate = replace(question.considered.candidate, scope=scope, entry_id=entry_id)
+        return replace(question, considered=replace(question.considered, candidate=candidate))
+
+    theirs = like(f"{entry.scope}2", "e_3")
+    school.lessons._ask([question, like(f"{entry.scope}#run", "e_2"), theirs, like(f"{entry.scope}2", "e_4")])
+    school.lessons.forget_scope(f"{entry.scope}#run")
+    assert school.lessons.num_open == 3
+    school.lessons.forget_entry(f"{entry.scope}2", "e_4")
+    assert school.lessons.num_open == 2
+    school.lessons._ask([like(f"{entry.scope}#run", "e_2")])
+    school.lessons.forget_scope(entry.scope)
+    assert (school.lessons.next_open(), school.lessons.next_open()) == (theirs, None)
+
+
+@pytest.mark.parametrize("what", ["its scope", "its entry", "another entry"])
+def test_an_interrupted_question_whose_answer_was_removed_is_not_asked_again(store: Store, what: str) -> None:
+    school = School(store, asks_judge=True)
+    entry = school.cache.answer(asked("what is rain"), "water")
+    decision, _ = school.hit("so what is rain")
+    school.audit(decision, entry, "it is made of water")
+    question = school.lessons.next_open()
+    assert question is not None
+    if what == "its scope":
+        school.lessons.forget_scope(entry.scope)
+    else:
+        school.lessons.forget_entry(entry.scope, entry.id if what == "its entry" else "e_other")
+    school.lessons.reopen(question)
+    assert school.lessons.next_open() is (question if what == "another entry" else None)

@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 
 from semcache.daemon.cache.evidence import EvidenceBook
 from semcache.daemon.cache.marks import MarkedPairs, pair_key
-from semcache.daemon.cache.policy import Candidate, Considered
+from semcache.daemon.cache.policy import Candidate, Considered, ThresholdPolicy
 from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
+from tests.store.refusals import out_of_reach
 
 LIMITS = StoreLimits(ram_bytes=1 << 20, disk_bytes=1 << 24)
 
 
 def marks_of(store: Store) -> MarkedPairs:
-    return MarkedPairs(lambda scope: store.evidence.load_evidence(scope).negatives, store.evidence.add_negative)
+    return MarkedPairs(store.evidence.load_negatives, store.evidence.add_negative)
 
 
 def test_a_marked_pair_is_held_in_its_scope_and_direction_across_a_restart(tmp_path: Path) -> None:
@@ -48,6 +49,31 @@ def test_a_cleared_scope_is_read_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_cleared_scope_takes_its_namespaces_along(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", LIMITS)
+    marks, scopes = marks_of(store), ("user:a", "user:a#run", "user:ab")
+    for scope in scopes:
+        marks.mark(scope, "one", "two")
+    store.clear()
+    marks.forget_scope("user:a")
+    assert [marks.holds(scope, "one", "two") for scope in scopes] == [False, False, True], "until it is told"
+    store.close()
+
+
+def test_marks_that_cannot_be_read_are_not_taken_for_none(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "data", LIMITS)
+    assert marks_of(store).mark("user:a", "What is hail?", "What is rain?")
+    marks, candidate = marks_of(store), Candidate("e_1", "user:a", "What is rain?", "water", 0.99)
+    policy = ThresholdPolicy(0.8, marks)
+    with out_of_reach(store, "negatives"):
+        assert marks.holds("user:a", "What is hail?", "What is rain?") is None
+        verdict = policy.decide("What is hail?", [candidate], ["user:a"])
+        assert (verdict.serve, verdict.reason) == (False, "unreadable")
+        assert not marks.mark("user:a", "What is snow?", "What is rain?")
+    assert policy.decide("What is hail?", [candidate], ["user:a"]).reason == "policy:marked_wrong"
+    store.close()
+
+
 def test_both_policies_know_the_same_pairs(tmp_path: Path) -> None:
     """What one policy learned is held under the other, after the configuration was changed."""
     store = Store.open(tmp_path / "data", LIMITS)
@@ -68,10 +94,11 @@ def test_a_mark_is_not_lost_to_a_reader_between_memory_and_store() -> None:
     def load(scope: str) -> frozenset[str]:
         return frozenset(kept[scope])
 
-    def add(scope: str, key: str) -> None:
+    def add(scope: str, key: str) -> bool:
         marks.forget_scope(scope)
         marks.holds(scope, "", "")
         kept[scope].add(key)
+        return True
 
     marks = MarkedPairs(load, add)
     marks.mark("user:a", "one", "two")

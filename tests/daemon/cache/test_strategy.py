@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcache.daemon.cache.strategy import STRATEGIES, access, principal_of
+from semcache.daemon.cache.strategy import STRATEGIES, access, is_within, principal_of, user_scope
 from semcache.errors import ForbiddenError, UsageError
 
 
@@ -60,3 +60,12 @@ def test_two_users_share_a_scope_only_where_the_table_says(
         assert not read
     if principal_of(a) != principal_of(b) and allow == "own":
         assert not read
+
+
+def test_a_scope_holds_its_namespaces_and_no_user_whose_name_is_longer() -> None:
+    ann = user_scope("os:1/ann").name
+    assert is_within(ann, ann)
+    assert is_within(user_scope("os:1/ann", "run").name, ann)
+    assert not is_within(ann, user_scope("os:1/ann", "run").name)
+    assert not is_within(user_scope("os:1/anna").name, ann)
+    assert not is_within(ann, user_scope("os:1").name)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from semcache.daemon.cache.evidence import EvidenceBook
-from semcache.daemon.cache.verified import VerifiedPolicy, replay
+from semcache.daemon.cache.tune import replay
+from semcache.daemon.cache.verified import VerifiedPolicy
 from tests.daemon.cache.worlds import SCOPE, World
 
 

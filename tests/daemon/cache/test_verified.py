@@ -10,7 +10,7 @@ from semcache.daemon.cache.bounds import wilson
 from semcache.daemon.cache.evidence import EvidenceBook
 from semcache.daemon.cache.features import FEATURES
 from semcache.daemon.cache.policy import Candidate, Considered
-from semcache.daemon.cache.verified import Consequence, VerifiedPolicy
+from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.wording import REASONS
 from tests.daemon.cache.worlds import SCOPE, Run, World, live, one
 
@@ -87,7 +87,8 @@ def test_after_a_bad_turn_hardly_anything_is_served() -> None:
 def audit_all(learner: VerifiedPolicy, num: int, same: bool) -> int | None:
     """Audited hits that all ended alike; how many it took to switch serving off."""
     for i in range(num):
-        if learner.learn(f"asked {i}", considered(f"e_{i}", p=0.995), same, source="audit", served=True).suspended:
+        learner.learn(f"asked {i}", considered(f"e_{i}", p=0.995), same, source="audit", served=True)
+        if learner.status(SCOPE).state == "suspended":
             return i + 1
     return None
 
@@ -111,14 +112,14 @@ def test_audits_switch_serving_off_and_fresh_labels_bring_it_back() -> None:
     assert after.audits >= min(150, after.served)  # every hit again, as at first
 
 
-def test_a_wrong_hit_demotes_its_entry_and_its_pair_is_never_served_again() -> None:
+def test_the_pair_of_a_wrong_hit_is_never_served_again() -> None:
     learner = policy()
     live(learner, World(0.0), 1500)
     prompt, candidate, _ = World(0.0, seed=9).ask()
     verdict = learner.decide(prompt, [candidate], [SCOPE])
     assert verdict.serve
     item = verdict.considered[0]
-    assert learner.learn(prompt, item, False, source="user", served=True) == Consequence(demote=True)
+    learner.learn(prompt, item, False, source="user", served=True)
     again = learner.decide(prompt.upper(), [candidate], [SCOPE])
     assert (again.serve, again.reason, again.candidate) == (False, "policy:marked_wrong", candidate)
     other = learner.decide("Where could it come from?", [candidate], [SCOPE])

@@ -44,7 +44,6 @@ class Run:
     audits: int = 0
     wrong_audits: int = 0
     suspended_at: int | None = None
-    demoted: int = 0
 
 
 def live(policy: VerifiedPolicy, world: World, num: int) -> Run:
@@ -67,7 +66,6 @@ def one(policy: VerifiedPolicy, prompt: str, verdict: Verdict, same: bool, run: 
     if verdict.audit:
         run.audits += 1
         run.wrong_audits += not same
-        found = policy.learn(prompt, item, same, source="audit", served=True)
-        run.demoted += found.demote
-        if found.suspended:
+        policy.learn(prompt, item, same, source="audit", served=True)
+        if policy.status(item.candidate.scope).state == "suspended":
             run.suspended_at = run.audits
