@@ -7,6 +7,7 @@ Before a decode or verify step the KV of every token but the newest is computed;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -186,6 +187,10 @@ class Engine:
             logits = chunk_logits(self._forward, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
             keys = [_sample_key(request, start + 1 + row) for row in range(num_rows)]
             verified = judge(logits, drafted, keys, self.tie_margin)
+            if len(verified.tokens) < num_rows and not logits.amax(dim=-1).isfinite().all():
+                # What was rejected is no number, and would spoil other rows whose padding it is (SlotPool.clear).
+                for tensor in (*self._pool.keys, *self._pool.values):
+                    tensor[self._slot(request), :, start + len(verified.tokens) : start + num_rows].zero_()
             if proposal.source == "donor":
                 self._learn(request, proposal, logits)
         request.num_passes += 1
@@ -206,7 +211,8 @@ class Engine:
         if donor.has_ended and len(logits) == len(donor.tokens) and self.info.eos_token_ids:
             ends = logits[-1, list(self.info.eos_token_ids)]
             gaps.append(float(logits[-1].max() - ends.max()))
-        request.donor_regret = sum(gaps) / len(gaps)
+        regret = sum(gaps) / len(gaps)
+        request.donor_regret = regret if isfinite(regret) else None  # nothing is known of a row that is no number
 
     def num_reusable(self, request: Request) -> int:
         """How many leading tokens have KV that may be reused; a decoded one's only where its rounding may differ."""
