@@ -199,7 +199,7 @@ def test_a_batch_gives_the_tokens_of_each_alone(loaded: Loaded, family: str) -> 
     together = generate(make_engine(model), [request_for(prompt) for prompt in prompts], 20)
     for prompt, tokens in zip(prompts, together, strict=True):
         [alone] = generate(make_engine(model), [request_for(prompt)], 20)
-        assert_same_or_tied(model, prompt, tokens, alone)
+        assert_same_or_tied(make_engine(model), prompt, tokens, alone)
 
 
 def test_a_prefill_between_decode_steps_disturbs_nobody(loaded: Loaded) -> None:
