@@ -67,7 +67,7 @@ def _digest(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> s
     """SHA-256 of the KV and logits of one chunk and one decode step."""
     num_tokens = min(chunk_tokens, pool.info.context_tokens - 1)
     tokens = _tokens(pool, num_tokens + 1)
-    prefilled = prefill_chunk(forward, pool, slot, tokens[:-1], 0, is_last=True)
+    prefilled = prefill_chunk(forward, pool, slot, tokens[:-1], 0, num_logits=1)
     assert prefilled is not None
     decoded = decode_rows(forward, pool, [DecodeRow(slot, num_tokens, tokens[-1])])
     kv = pool.snapshot(slot, 0, num_tokens + 1)
