@@ -25,6 +25,7 @@ from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     CONTEXT_TOKENS,
     FAMILIES,
+    assert_equal_kv,
     assert_same_or_tied,
     generate,
     random_prompt,
@@ -65,11 +66,6 @@ def cold_and_warm(engine: Engine, prompt: list[int], num_restored: int) -> tuple
     engine.release(cold)
     engine.release(warm)
     return cold, warm
-
-
-def assert_equal_kv(ours: KVSpan, theirs: KVSpan) -> None:
-    assert torch.equal(ours.keys, theirs.keys)
-    assert torch.equal(ours.values, theirs.values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
