@@ -27,6 +27,7 @@ from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     FAMILIES,
+    assert_same_or_tied,
     generate,
     loaded,
     model_folder,
@@ -118,18 +119,6 @@ def test_kv_and_logits_are_the_same_bits_from_every_tier_at_every_boundary(engin
     check(store)
     assert store.counters()["damaged_blocks"] == 0
     store.close()
-
-
-def assert_same_or_tied(engine: Engine, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> None:
-    """Equal tokens; a divergence is printed with its margin and allowed only at a tie."""
-    at = next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
-    if at is None:
-        return
-    request, _ = cold(engine, [*prompt, *theirs[:at]])
-    chosen = request.prompt_logits[[ours[at], theirs[at]]]
-    margin = float(request.prompt_logits.max() - chosen.min())
-    print(f"{engine.info.name}: token {at} is {ours[at]} and not {theirs[at]}, margin {margin:.2g}")
-    assert margin <= engine.tie_margin
 
 
 def drafted(engine: Engine, prompt: Sequence[int], draft: Sequence[int]) -> list[int]:

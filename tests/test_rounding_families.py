@@ -21,6 +21,7 @@ from tests.amount import IS_NIGHTLY
 from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     FAMILIES,
+    assert_same_or_tied,
     loaded,
     model_folder,
     one_thread,
@@ -28,7 +29,7 @@ from tests.daemon.engine.conftest import (
     request_for,
     start,
 )
-from tests.test_exactness_families import ACCESS, DISK, RAM, Loaded, assert_same_or_tied, find, key_of
+from tests.test_exactness_families import ACCESS, DISK, RAM, Loaded, find, key_of
 
 __all__ = ["loaded", "model_folder", "one_thread"]  # fixtures
 

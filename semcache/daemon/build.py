@@ -29,7 +29,7 @@ from semcache.daemon.cache.verified import VerifiedPolicy
 from semcache.daemon.computation import Computations
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.machine import memory_bytes
-from semcache.daemon.engine.memory import free_bytes, slots_that_fit
+from semcache.daemon.engine.memory import free_bytes, lacking, slots_that_fit
 from semcache.daemon.engine.model import load_model
 from semcache.daemon.engine.threads import compute_with
 from semcache.daemon.flights import Flights
@@ -170,10 +170,12 @@ def load_engine(config: Config, progress: Progress) -> Engine:
         config.model.name, device=config.model.device, dtype=config.model.dtype,
         max_context_tokens=config.engine.max_context_tokens, progress=progress,
     )  # fmt: skip
-    num_slots = config.engine.slots
+    num_slots, free = config.engine.slots, free_bytes(loaded.info.device)
     if not num_slots:
-        num_slots, sentence = slots_that_fit(loaded.info, free_bytes(loaded.info.device))
+        num_slots, sentence = slots_that_fit(loaded.info, free)
         log.info("%s", sentence)
+    elif (warning := lacking(loaded.info, num_slots, free)) is not None:
+        log.warning("%s", warning)
     return Engine(
         loaded, num_slots=num_slots, prefill_chunk_tokens=config.engine.prefill_chunk_tokens,
         tie_margin=config.engine.tie_margin, exactness=config.cache.exactness,

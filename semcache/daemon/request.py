@@ -217,7 +217,8 @@ class Request:
     # once they lie in its slot.
     restored: list[KVSpan] = field(default_factory=list)
     num_restored: int = 0
-    num_stored: int = 0  # leading prompt tokens whose KV is in every scope that is written; at most those restored
+    # Leading prompt tokens whose KV every scope that is written has, as this prompt's own; at most those restored.
+    num_stored: int = 0
     # Logits of the last prompt position, restored from a full-prompt record or computed by prefill; [vocab], float32.
     prompt_logits: object | None = None
     # More of `restored` is still being read: until then it covers less. The first token needs none of it.

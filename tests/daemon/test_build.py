@@ -31,11 +31,14 @@ def test_what_waits_for_the_disk_may_be_a_quarter_of_the_ram_tier_and_never_litt
     assert queue_bytes(7) == 128 << 20
 
 
-def test_slots_that_are_set_by_hand_are_not_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_that_are_set_by_hand_are_made_and_those_that_do_not_fit_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(build, "free_bytes", lambda device: 0)
     config = Config()
     by_hand = replace(config, engine=replace(config.engine, slots=3, max_context_tokens=256))
     assert build.load_engine(by_hand, lambda stage, share: None).num_slots == 3
+    assert "engine.slots = 3 takes" in caplog.text
     with pytest.raises(ModelLoadError, match="no slot for mini fits"):
         build.load_engine(config, lambda stage, share: None)
 

@@ -89,7 +89,7 @@ class Match:
     vector: Vector | None = None
     spans: list[KVSpan] = field(default_factory=list)
     num_restored: int = 0
-    num_stored: int = 0  # of those, in every scope that the request writes
+    num_stored: int = 0  # of those, by the prompt's own names and in every scope that the request writes
     prompt_logits: object | None = None
     # What is to cover the prompt instead of `spans`: read as it is asked for, and short where it turns out damaged.
     arriving: Generator[KVSpan, None, None] | None = None
@@ -264,10 +264,11 @@ class Lookup:
                 self._restore(match, scope, [], request.num_prompt_tokens, record.logits)
                 return
             spans = list(load.blocks)
-            num_restored = sum(span.num_tokens for span in spans)
+            num_named = num_restored = sum(span.num_tokens for span in spans)
             if record is not None and len(spans) == len(keys.blocks):
                 spans = [*spans, record.span] if record.span.num_tokens else spans
-                num_restored, logits = request.num_prompt_tokens, record.logits
+                num_named = num_restored = request.num_prompt_tokens
+                logits = record.logits
             else:
                 if model.cuts.are_anywhere and (more := self._load_more(keys, len(spans), worth_ms)) is not None:
                     spans, num_restored = [*spans, more], num_restored + more.num_tokens
@@ -275,22 +276,26 @@ class Lookup:
                 spans = leading(spans, num_restored)
             if num_restored > match.num_restored:
                 self._restore(match, scope, spans, num_restored, logits)
+                # What another prompt's block brought is stored in none of this one's own, which may be whole ones where
+                # blocks were larger at that time.
+                match.num_stored = min(num_named, num_restored)
 
     def _restore(
         self, match: Match, scope: Scope, spans: list[KVSpan], num_restored: int, logits: object | None
     ) -> None:
         match.spans, match.num_restored, match.prompt_logits = spans, num_restored, logits
+        match.num_stored = num_restored
         match.receipt = replace(match.receipt, outcome=Outcome.PREFIX, scope=scope.kind, prefix_tokens=num_restored)
 
     def _num_stored(self, request: Request, access: Access, model: ModelKey, match: Match) -> int:
-        """All that is restored, or nothing where another scope that is written lacks any of it."""
+        """What was found by the prompt's own names, or nothing where another scope that is written lacks any of it."""
         for scope in access.write:
-            if match.num_restored and scope.kind != match.receipt.scope:
+            if match.num_stored and scope.kind != match.receipt.scope:
                 keys = PromptKeys.of(scope, model, request.prompt_tokens)
-                record = [keys.tail] if match.num_restored == keys.num_tokens else []
-                if self.store.missing([*keys.blocks[: match.num_restored // model.block_tokens], *record]):
+                record = [keys.tail] if match.num_stored == keys.num_tokens else []
+                if self.store.missing([*keys.blocks[: match.num_stored // model.block_tokens], *record]):
                     return 0
-        return match.num_restored
+        return match.num_stored
 
     def _has_more(self, keys: PromptKeys, model: ModelKey, num_restored: int) -> bool:
         """Whether a scope covers more than another one did; looks at rows and reads one block at most."""

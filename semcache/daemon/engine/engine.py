@@ -7,6 +7,7 @@ Before a decode or verify step the KV of every token but the newest is computed;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from semcache.daemon.engine.draft import Proposal, usable
 from semcache.daemon.engine.fingerprint import numerics
 from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.prefill import chunk_logits, next_stop, prefill_chunk
+from semcache.daemon.engine.prefill import next_stop, prefill_chunk
 from semcache.daemon.engine.sampler import NAN_LOGITS, SampleKey, sample
 from semcache.daemon.engine.trial import try_out
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
@@ -127,7 +128,7 @@ class Engine:
                     self._slot(request),
                     request.prompt_tokens[start:stop],
                     start,
-                    is_last=stop == num_prompt_tokens,
+                    num_logits=int(stop == num_prompt_tokens),
                     chunk_tokens=self.prefill_chunk_tokens,
                 )
             request.num_computed = stop
@@ -137,7 +138,7 @@ class Engine:
                     torch.cuda.synchronize(self.info.device)  # a clock around this call is to see more than a queue
                 return None
             # Copied outside inference mode: what leaves the engine is an ordinary tensor.
-            request.prompt_logits = logits.to("cpu", torch.float32, copy=True)
+            request.prompt_logits = logits[0].to("cpu", torch.float32, copy=True)
         assert isinstance(request.prompt_logits, Tensor), request.id
         [token] = sample(request.prompt_logits[None], [_sample_key(request, request.num_computed)])
         if token is None:
@@ -183,9 +184,14 @@ class Engine:
         inputs = [_newest(request), *drafted][:num_rows]
         self._restore(request)
         with torch.inference_mode():
-            logits = chunk_logits(self._forward, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
+            logits = prefill_chunk(self._forward, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
+            assert logits is not None
             keys = [_sample_key(request, start + 1 + row) for row in range(num_rows)]
             verified = judge(logits, drafted, keys, self.tie_margin)
+            if len(verified.tokens) < num_rows and not logits.amax(dim=-1).isfinite().all():
+                # What was rejected is no number, and would spoil other rows whose padding it is (SlotPool.clear).
+                for tensor in (*self._pool.keys, *self._pool.values):
+                    tensor[self._slot(request), :, start + len(verified.tokens) : start + num_rows].zero_()
             if proposal.source == "donor":
                 self._learn(request, proposal, logits)
         request.num_passes += 1
@@ -206,7 +212,8 @@ class Engine:
         if donor.has_ended and len(logits) == len(donor.tokens) and self.info.eos_token_ids:
             ends = logits[-1, list(self.info.eos_token_ids)]
             gaps.append(float(logits[-1].max() - ends.max()))
-        request.donor_regret = sum(gaps) / len(gaps)
+        regret = sum(gaps) / len(gaps)
+        request.donor_regret = regret if isfinite(regret) else None  # nothing is known of a row that is no number
 
     def num_reusable(self, request: Request) -> int:
         """How many leading tokens have KV that may be reused; a decoded one's only where its rounding may differ."""

@@ -43,6 +43,17 @@ def slots_that_fit(info: ModelInfo, free_bytes: int) -> tuple[int, str]:
     )
 
 
+def lacking(info: ModelInfo, num_slots: int, free_bytes: int) -> str | None:
+    """What to tell who set more slots than fit once all are full; short prompts may never fill them."""
+    full_bytes = num_slots * info.kv_bytes_per_token * slot_capacity(info.context_tokens)
+    if full_bytes <= free_bytes:
+        return None
+    return (
+        f"engine.slots = {num_slots} takes {_gib(full_bytes)} where all are full, and {_gib(free_bytes)} are free on "
+        f"{info.device}; lower it or engine.max_context_tokens unless prompts stay short"
+    )
+
+
 def _available_host_bytes() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -22,23 +22,13 @@ def next_stop(start: int, num_prompt_tokens: int, chunk_tokens: int, cuts: Cuts)
 
 
 def prefill_chunk(
-    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, is_last: bool,
+    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, num_logits: int,
     chunk_tokens: int | None = None,
 ) -> Tensor | None:  # fmt: skip
-    """Write the KV of `tokens` at `start`; the logits [vocab] of the last one when the prompt ends here.
+    """Write the KV of `tokens` at `start`; the logits behind the last ones, [num_logits, vocab], None where that is 0.
 
     With `chunk_tokens` they are several chunks, in one wide pass.
     """
     cache = StepCache(pool, pool.prefill_step(slot, start, start + len(tokens), chunk_tokens))
-    logits = forward(token_ids([list(tokens)], cache), cache, int(is_last))  # [1, 1, vocab]
-    return None if logits is None else logits[0, 0]
-
-
-def chunk_logits(
-    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, num_logits: int
-) -> Tensor:
-    """Write the KV of `tokens` at `start`; the logits behind the last ones, [num_logits, vocab]."""
-    cache = StepCache(pool, pool.prefill_step(slot, start, start + len(tokens)))
     logits = forward(token_ids([list(tokens)], cache), cache, num_logits)  # [1, num_logits, vocab]
-    assert logits is not None
-    return logits[0]
+    return None if logits is None else logits[0]

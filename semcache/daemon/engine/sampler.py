@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from semcache.daemon.request import Sampling
-from semcache.errors import EngineError
 
 NAN_LOGITS = "the model computed NaN or infinite logits; try model.dtype = float32"
 _MASK_64 = (1 << 64) - 1
@@ -47,15 +46,17 @@ def sample(logits: Tensor, keys: Sequence[SampleKey]) -> list[int | None]:
 def sample_clearly(logits: Tensor, keys: Sequence[SampleKey], tie_margin: float) -> Iterator[int | None]:
     """Row by row the token that `sample` gives, or None where logits that differ by `tie_margin` could give another.
 
-    Rows are sampled as they are asked for, so that nothing is spent on rows behind the first mismatch.
+    None also for a row whose largest is NaN or infinite: a row behind it in the same pass may have made it so. Rows are
+    sampled as they are asked for, so that nothing is spent on rows behind the first mismatch.
     """
     top = logits.topk(2, dim=-1)
-    if not top.values[:, 0].isfinite().all():
-        raise EngineError(NAN_LOGITS)
+    is_finite = top.values[:, 0].isfinite().tolist()
     margins = (top.values[:, 0].float() - top.values[:, 1].float()).tolist()
     tokens: list[int] = top.indices[:, 0].tolist()
     for row, key in enumerate(keys):
-        if key.sampling.is_greedy:
+        if not is_finite[row]:
+            yield None
+        elif key.sampling.is_greedy:
             yield tokens[row] if margins[row] > tie_margin else None
         else:
             yield _sample_row_clearly(logits[row].to("cpu", torch.float32), key, tie_margin)

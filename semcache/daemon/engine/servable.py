@@ -143,9 +143,9 @@ def self_check(forward: Forward, pool: SlotPool, stock: Probe) -> None:
     tokens, chunk, last = stock.tokens, _PROBE_CHUNK_TOKENS, len(stock.tokens) - 1
     for start in range(0, last, chunk):
         stop = min(start + chunk, last)
-        logits = prefill_chunk(forward, pool, 0, tokens[start:stop], start, is_last=True)
+        logits = prefill_chunk(forward, pool, 0, tokens[start:stop], start, num_logits=1)
         assert logits is not None
-        _compare(logits, stock.logits[stop - 1], stock.tolerance, f"prefill up to token {stop}")
+        _compare(logits[0], stock.logits[stop - 1], stock.tolerance, f"prefill up to token {stop}")
     first = min(chunk, last)
     # Two rows, of which neither could stand for the other.
     prefix = pool.snapshot(0, 0, first)

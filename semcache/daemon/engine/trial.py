@@ -6,6 +6,7 @@ tried here. Where it does, a lone prompt costs fewer passes and its KV may still
 layers are tried: how many rows an expert multiplies depends on the tokens of the pass, so no one prompt is a proof.
 
 A narrow pass takes the last rows of a chunk alone: all that is needed where KV was restored and only logits are not.
+It attends in another shape than the chunk, so it is tried on a CPU only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from semcache.daemon.engine.sampler import SampleKey, sample
 from semcache.daemon.request import Sampling
 
 WIDTHS = (4, 2)  # chunks in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
-# Queries are attended in blocks of 32 (64 where a chunk has 192 and more), so a whole block may keep its bits.
+# Queries are attended in blocks, so whole ones may keep their bits. Where neither number is proven, it is not done.
 NARROW_ROWS = (32, 64)
 _NUM_CHUNKS = 9  # of the prompt that is tried: before the last one are enough keys for several blocks of them
 _TELLING_LAYERS = 3  # layers of one structure call the same kernels; a model of several kinds is tried as a whole
@@ -66,7 +67,7 @@ def _digest(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> s
     """SHA-256 of the KV and logits of one chunk and one decode step."""
     num_tokens = min(chunk_tokens, pool.info.context_tokens - 1)
     tokens = _tokens(pool, num_tokens + 1)
-    prefilled = prefill_chunk(forward, pool, slot, tokens[:-1], 0, is_last=True)
+    prefilled = prefill_chunk(forward, pool, slot, tokens[:-1], 0, num_logits=1)
     assert prefilled is not None
     decoded = decode_rows(forward, pool, [DecodeRow(slot, num_tokens, tokens[-1])])
     kv = pool.snapshot(slot, 0, num_tokens + 1)
@@ -92,8 +93,11 @@ def _proven(passes: _Passes) -> tuple[tuple[int, ...], int]:
             map(torch.equal, passes.kv(start, stop), expected)
         )
 
+    # A CPU takes the keys of a query in blocks of one size. A card may split them by how many keys and queries there
+    # are, so that there one number of keys is no proof for another.
+    is_telling = torch.device(passes.pool.info.device).type == "cpu" and num_chunks > 1
     # Each pass writes over all that an unequal one before it has left.
-    narrower = [num_rows for num_rows in NARROW_ROWS if num_rows < chunk_tokens and num_chunks > 1]
+    narrower = [num_rows for num_rows in NARROW_ROWS if num_rows < chunk_tokens and is_telling]
     last_rows = next((num_rows for num_rows in narrower if is_same(end - num_rows, end)), chunk_tokens)
     return tuple(width for width in WIDTHS if width <= num_chunks and is_same(0, width * chunk_tokens)), last_rows
 

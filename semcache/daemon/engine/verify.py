@@ -25,13 +25,14 @@ class Verified:
 
     tokens: list[int]  # what follows: the accepted tokens, then at most one of the model's own
     num_accepted: int
-    is_tied: bool  # stopped where rounding could decide; the next token is decode's
+    is_tied: bool  # stopped where rounding could decide, or before what is no number; the next token is decode's
 
 
 def judge(logits: Tensor, drafted: Sequence[int], keys: Sequence[SampleKey], tie_margin: float) -> Verified:
     """Accept drafted tokens while they are the model's own; `logits` [rows, vocab], the first behind the newest token.
 
-    One row more than tokens gives one token more. Raises EngineError for NaN or infinite logits.
+    One row more than tokens gives one token more. NaN or infinite logits are a tie: a mask does not hide the KV of a
+    drafted token that is no number from the rows before it, so only plain decode can tell whether the model fails here.
     """
     tokens: list[int] = []
     for own in sample_clearly(logits, keys, tie_margin):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.cache.strategy import access
+from semcache.daemon.cuts import Cuts
 from semcache.daemon.request import CacheMode
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
@@ -77,3 +79,16 @@ def test_kv_restored_from_one_scope_is_written_to_another(cache: Cache) -> None:
         assert not match.spans, "whoever holds the match holds no memory"
         assert cache.admission.store_kv(request, granted, MODEL, behind(num_stored))
     assert restored(cache) == len(TOKENS)
+
+
+@pytest.mark.parametrize("num_shared", [2 * BLOCK, 2 * BLOCK - 1, BLOCK + 1, BLOCK - 1])
+def test_what_a_larger_block_brought_is_stored_in_blocks_of_this_size(cache: Cache, num_shared: int) -> None:
+    """After `cache.block_tokens` was lowered: else nothing of such a prompt would ever be stored again."""
+    smaller = replace(MODEL, numerics="rounding", cuts=Cuts(1, 1))
+    larger = replace(smaller, block_tokens=2 * BLOCK)
+    cache.answer(asked("first", tokens=[*TOKENS[:num_shared], *[99] * 20]), model=larger)
+    for num_restored, num_stored in ((num_shared, 0), (len(TOKENS), len(TOKENS))):
+        request = asked("again", tokens=TOKENS, options={"mode": CacheMode.PREFIX})
+        cache.lookup.find(request, per_user(request), smaller).give_kv(request)
+        assert (request.num_restored, request.num_stored) == (num_restored, num_stored)
+        assert cache.admission.store_kv(request, per_user(request), smaller, behind(num_stored))

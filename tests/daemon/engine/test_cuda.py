@@ -11,7 +11,6 @@ import torch
 
 from semcache.daemon.engine.engine import Engine
 from tests.daemon.engine.conftest import (
-    CHUNK_TOKENS,
     FAMILIES,
     assert_same_or_tied,
     generate,
@@ -22,6 +21,8 @@ from tests.daemon.engine.conftest import (
     start,
     stock_tokens,
 )
+
+CHUNK_TOKENS = 64  # four in a context, so that all widths are tried; more than a narrow pass, were there one
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,9 +41,10 @@ def engine_on_device(folder: Path, dtype: str) -> tuple[Engine, Callable[[list[i
 
 def test_restored_kv_gives_the_bits_of_a_cold_run(model_folder: Callable[[str], Path], family: str, dtype: str) -> None:
     engine, _ = engine_on_device(model_folder(family), dtype)
-    prompt = random_prompt(random.Random(2), 8 * CHUNK_TOKENS)
+    prompt = random_prompt(random.Random(2), 4 * CHUNK_TOKENS)
     cold = start(engine, request_for(prompt))
     whole = engine.kv(cold, 0, len(prompt))
+    engine.release(cold)
     for num_restored in range(0, len(prompt) + 1, CHUNK_TOKENS):
         warm = start(engine, restored_request(prompt, [whole.slice(0, num_restored)]))
         again = engine.kv(warm, 0, len(prompt))
@@ -50,6 +52,26 @@ def test_restored_kv_gives_the_bits_of_a_cold_run(model_folder: Callable[[str], 
         assert torch.equal(warm.prompt_logits, cold.prompt_logits), num_restored
         assert torch.equal(again.keys, whole.keys), num_restored
         assert torch.equal(again.values, whole.values), num_restored
+
+
+def test_several_chunks_in_one_pass_give_the_bits_of_one_after_the_other(
+    model_folder: Callable[[str], Path], family: str, dtype: str
+) -> None:
+    engine, _ = engine_on_device(model_folder(family), dtype)
+    for num_chunks in (2, 4):
+        prompt = random_prompt(random.Random(num_chunks), num_chunks * CHUNK_TOKENS)
+        narrow, wide = request_for(prompt), request_for(prompt)
+        for request in (narrow, wide):
+            engine.begin(request)
+            while engine.prefill(request, wide=request is wide) is None:
+                pass
+        ours, theirs = (engine.kv(request, 0, len(prompt)) for request in (wide, narrow))
+        print(family, dtype, "widths", engine.widths, "passes", wide.num_passes)
+        assert torch.equal(wide.prompt_logits, narrow.prompt_logits)
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        for request in (narrow, wide):
+            engine.release(request)
 
 
 def test_tokens_are_those_of_generate_alone_and_together(

@@ -22,7 +22,7 @@ def test_rows_of_different_lengths_give_the_stock_models_logits(
     pool, prompts = SlotPool(info, 4), {3: [5, 6, 7], 0: list(range(40)), 1: [9]}
     with torch.inference_mode():
         for slot, tokens in prompts.items():
-            prefill_chunk(forward, pool, slot, tokens, 0, is_last=False)
+            prefill_chunk(forward, pool, slot, tokens, 0, num_logits=0)
         rows = [DecodeRow(slot, len(tokens), 100 + slot) for slot, tokens in prompts.items()]
         logits = decode_rows(forward, pool, rows)
         model.set_attn_implementation("sdpa")

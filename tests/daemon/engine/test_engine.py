@@ -25,6 +25,7 @@ from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     CONTEXT_TOKENS,
     FAMILIES,
+    assert_equal_kv,
     assert_same_or_tied,
     generate,
     random_prompt,
@@ -65,11 +66,6 @@ def cold_and_warm(engine: Engine, prompt: list[int], num_restored: int) -> tuple
     engine.release(cold)
     engine.release(warm)
     return cold, warm
-
-
-def assert_equal_kv(ours: KVSpan, theirs: KVSpan) -> None:
-    assert torch.equal(ours.keys, theirs.keys)
-    assert torch.equal(ours.values, theirs.values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -199,7 +195,7 @@ def test_a_batch_gives_the_tokens_of_each_alone(loaded: Loaded, family: str) -> 
     together = generate(make_engine(model), [request_for(prompt) for prompt in prompts], 20)
     for prompt, tokens in zip(prompts, together, strict=True):
         [alone] = generate(make_engine(model), [request_for(prompt)], 20)
-        assert_same_or_tied(model, prompt, tokens, alone)
+        assert_same_or_tied(make_engine(model), prompt, tokens, alone)
 
 
 def test_a_prefill_between_decode_steps_disturbs_nobody(loaded: Loaded) -> None:

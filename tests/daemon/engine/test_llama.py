@@ -18,7 +18,7 @@ from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.llama import WRITTEN_OUT, LlamaForward
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.engine.packed import PACKED, PLAIN
-from semcache.daemon.engine.prefill import chunk_logits, prefill_chunk
+from semcache.daemon.engine.prefill import prefill_chunk
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
     CONTEXT_TOKENS,
@@ -38,17 +38,18 @@ def computed(forward: Forward, loaded: LoadedModel) -> tuple[list[Tensor], list[
     """Logits and KV of every kind of step: chunks, a wide pass, verification, rows of different lengths."""
     pool, rng = SlotPool(loaded.info, 3), random.Random(5)
     long, short = random_prompt(rng, 40), random_prompt(rng, 7)
-    assert prefill_chunk(forward, pool, 2, long[:16], 0, is_last=False) is None
-    assert prefill_chunk(forward, pool, 1, long[:32], 0, is_last=False, chunk_tokens=16) is None
-    single = prefill_chunk(forward, pool, 2, long[16:], 16, is_last=True)
-    wide = prefill_chunk(forward, pool, 1, long[32:], 32, is_last=True)
+    assert prefill_chunk(forward, pool, 2, long[:16], 0, num_logits=0) is None
+    assert prefill_chunk(forward, pool, 1, long[:32], 0, num_logits=0, chunk_tokens=16) is None
+    single = prefill_chunk(forward, pool, 2, long[16:], 16, num_logits=1)
+    wide = prefill_chunk(forward, pool, 1, long[32:], 32, num_logits=1)
     assert single is not None
     assert wide is not None
-    first = prefill_chunk(forward, pool, 0, short, 0, is_last=True)
+    first = prefill_chunk(forward, pool, 0, short, 0, num_logits=1)
     assert first is not None
-    verified = chunk_logits(forward, pool, 2, random_prompt(rng, 5), 40, num_logits=5)
+    verified = prefill_chunk(forward, pool, 2, random_prompt(rng, 5), 40, num_logits=5)
+    assert verified is not None
     stepped = decode_rows(forward, pool, [DecodeRow(2, 45, 9), DecodeRow(0, 7, 10), DecodeRow(1, 40, 11)])
-    logits = [single, wide, first, *verified, *stepped]
+    logits = [*single, *wide, *first, *verified, *stepped]
     return logits, [pool.snapshot(2, 0, 46), pool.snapshot(0, 0, 8), pool.snapshot(1, 0, 41)]
 
 

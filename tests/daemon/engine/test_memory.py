@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from semcache.daemon.engine import memory
-from semcache.daemon.engine.memory import free_bytes, slots_that_fit
+from semcache.daemon.engine.memory import free_bytes, lacking, slots_that_fit
 from semcache.errors import ModelLoadError
 from tests.daemon.engine.test_kv import INFO
 
@@ -26,6 +26,13 @@ def test_the_largest_choice_within_85_percent(num_fitting: int, num_slots: int) 
 def test_no_slot_says_what_to_lower() -> None:
     with pytest.raises(ModelLoadError, match=r"lower engine\.max_context_tokens below 256"):
         slots_that_fit(INFO, SLOT_BYTES)
+
+
+def test_slots_set_by_hand_are_compared_with_what_is_free() -> None:
+    assert lacking(INFO, 3, 3 * SLOT_BYTES) is None
+    text = lacking(INFO, 3, 3 * SLOT_BYTES - 1)
+    assert text is not None
+    assert text.startswith("engine.slots = 3 takes 0.00 GiB where all are full, and 0.00 GiB are free on cpu")
 
 
 def test_the_allocation_counts_not_the_context() -> None:

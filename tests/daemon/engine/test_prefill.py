@@ -29,8 +29,8 @@ def test_a_chunk_in_the_middle_computes_no_logits(loaded: Callable[..., LoadedMo
     model, forward, info = loaded().model, loaded().forward, loaded().info
     pool = SlotPool(info, 1)
     with torch.inference_mode():
-        assert prefill_chunk(forward, pool, 0, list(range(16)), 0, is_last=False) is None
-        logits = prefill_chunk(forward, pool, 0, list(range(16, 20)), 16, is_last=True)
+        assert prefill_chunk(forward, pool, 0, list(range(16)), 0, num_logits=0) is None
+        logits = prefill_chunk(forward, pool, 0, list(range(16, 20)), 16, num_logits=1)
         model.set_attn_implementation("sdpa")
         stock = model(torch.arange(20)[None]).logits[0, -1]
         model.set_attn_implementation("semcache_slots")

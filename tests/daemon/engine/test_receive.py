@@ -14,14 +14,9 @@ from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.request import Request
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan
-from tests.daemon.engine.conftest import CHUNK_TOKENS, random_prompt, request_for, start
+from tests.daemon.engine.conftest import CHUNK_TOKENS, assert_equal_kv, random_prompt, request_for, start
 
 Loaded = Callable[..., LoadedModel]
-
-
-def assert_equal_kv(ours: KVSpan, theirs: KVSpan) -> None:
-    assert torch.equal(ours.keys, theirs.keys)
-    assert torch.equal(ours.values, theirs.values)
 
 
 def pieces_of(kv: KVSpan, num_tokens: int) -> list[KVSpan]:

@@ -15,10 +15,10 @@ from transformers import MixtralConfig
 
 from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.forward import ModuleForward
-from semcache.daemon.engine.kv import PrefillStep, StepCache
+from semcache.daemon.engine.kv import PrefillStep, SlotPool, StepCache
 from semcache.daemon.engine.model import LoadedModel, load_model
 from semcache.daemon.engine.packed import PLAIN
-from semcache.daemon.engine.trial import WIDTHS, _telling_depth
+from semcache.daemon.engine.trial import WIDTHS, _telling_depth, try_out
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
     CONTEXT_TOKENS,
@@ -166,6 +166,22 @@ def test_a_kernel_for_few_rows_is_found(layer: int, plain_llama: LoadedModel) ->
         engine = Engine(plain_llama, num_slots=1, prefill_chunk_tokens=128)
         assert engine.cuts.last_rows in (expected, 128)  # the stock kernels may be moody themselves
         assert_logits_come_back(engine, 256)
+
+
+def test_a_card_computes_whole_chunks(loaded: Loaded) -> None:
+    """There the trial's one number of keys proves nothing about another, so that a narrow pass is not even tried."""
+    pool, passes = SlotPool(loaded().info, 1), []
+    pool.info = replace(pool.info, device="cuda")
+
+    class Watching(ModuleForward):
+        def __call__(self, tokens: Tensor, cache: StepCache, num_logits: int) -> Tensor | None:
+            passes.append(tokens.shape[1])
+            return super().__call__(tokens, cache, num_logits)
+
+    trial = try_out(Watching(loaded().model), pool, 64)
+    assert trial.last_rows == 64
+    assert min(num_tokens for num_tokens in passes if num_tokens > 1) == 64
+    assert 128 in passes, "wide passes attend chunk by chunk, in the shapes of one chunk"
 
 
 def test_layers_of_one_kind_are_tried_in_part_and_others_as_a_whole(plain_llama: LoadedModel) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,17 @@ from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.engine.sampler import SampleKey
 from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
 from semcache.daemon.request import Donor, Request, Sampling
-from semcache.errors import EngineError
-from tests.daemon.engine.conftest import CHUNK_TOKENS, CONTEXT_TOKENS, generate, random_prompt, request_for, start
+from tests.daemon.engine.conftest import (
+    CHUNK_TOKENS,
+    CONTEXT_TOKENS,
+    generate,
+    load,
+    random_prompt,
+    request_for,
+    start,
+)
 
+RESERVED = 270  # in the vocabulary, and no byte
 GREEDY = [SampleKey(Sampling(), 0, position) for position in range(10)]
 
 
@@ -49,11 +59,12 @@ def test_a_tie_stops_before_it_whether_the_token_is_right_or_wrong() -> None:
     assert judge(logits, [3, 4], GREEDY[:3], 0.1) == Verified([], 0, is_tied=True)
 
 
-def test_nan_logits_are_an_error() -> None:
-    logits = logits_for([3, 4])
-    logits[1, 2] = math.nan
-    with pytest.raises(EngineError, match="NaN"):
-        judge(logits, [3], GREEDY[:2], 0.1)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_left_to_plain_decode(number: float) -> None:
+    logits = logits_for([3, 4, 5])
+    logits[1:, 2] = number
+    assert judge(logits, [3, 4], GREEDY[:3], 0.1) == Verified([3], 1, is_tied=True)
+    assert judge(logits, [7, 4], GREEDY[:3], 0.1) == Verified([3], 0, is_tied=False), "of no account"
 
 
 def test_regret_is_the_distance_to_the_likeliest_in_nats() -> None:
@@ -111,6 +122,25 @@ def test_an_accepted_draft_leaves_the_kv_that_decode_computes(engine: Engine) ->
     assert torch.equal(ours.slice(0, 30).keys, theirs.slice(0, 30).keys)
     assert torch.allclose(ours.keys, theirs.keys, atol=1e-4)
     assert torch.allclose(ours.values, theirs.values, atol=1e-4)
+
+
+def test_a_drafted_token_without_numbers_changes_nothing(model_folder: Callable[[str], Path]) -> None:
+    """As an untrained reserved token may have; another row's padding would read its KV."""
+    model = load(model_folder("llama"))
+    embedding: Any = model.model.get_input_embeddings()
+    embedding.weight[RESERVED] = math.nan
+    engine = Engine(model, num_slots=4, prefill_chunk_tokens=CHUNK_TOKENS)
+    prompt = random_prompt(random.Random(2), 30)
+    expected = plain(engine, prompt, 12)
+    donor = Donor((*expected[:4], RESERVED, 5, 6), has_ended=False)
+    request = start(engine, request_for(prompt, donor=donor))
+    verified = verify_all(engine, request, list(donor.tokens[1:]))
+    assert verified.tokens == expected[1 : 1 + len(verified.tokens)]
+    assert all(tensor.isfinite().all() for tensor in (*engine._pool.keys, *engine._pool.values))
+    assert request.donor_regret is None
+    while len(request.output_tokens) < 12:
+        request.emit(engine.decode([request]), "")
+    assert request.output_tokens == expected
 
 
 def test_verification_disturbs_no_other_row(engine: Engine) -> None:
