@@ -190,8 +190,7 @@ class Engine:
             verified = judge(logits, drafted, keys, self.tie_margin)
             if len(verified.tokens) < num_rows and not logits.amax(dim=-1).isfinite().all():
                 # What was rejected is no number, and would spoil other rows whose padding it is (SlotPool.clear).
-                for tensor in (*self._pool.keys, *self._pool.values):
-                    tensor[self._slot(request), :, start + len(verified.tokens) : start + num_rows].zero_()
+                self._pool.clear(self._slot(request), start + len(verified.tokens), start + num_rows)
             if proposal.source == "donor":
                 self._learn(request, proposal, logits)
         request.num_passes += 1
@@ -240,7 +239,7 @@ class Engine:
                 # A draft or a pass that did not end may have written behind the newest.
                 num_chunks = max(self.widths, default=1)
                 stop = request.num_computed + num_chunks * self.prefill_chunk_tokens
-                self._clear(slot, _num_finite(request), stop)
+                self._pool.clear(slot, _num_finite(request), stop)
         finally:
             self._pool.release(slot)
 
@@ -253,11 +252,6 @@ class Engine:
     @property
     def _is_cuda(self) -> bool:
         return torch.device(self.info.device).type == "cuda"
-
-    def _clear(self, slot: int, start: int, stop: int) -> None:
-        """Forget what tokens [start, stop) of a slot left: 0 times NaN is NaN behind a mask too."""
-        for tensor in (*self._pool.keys, *self._pool.values):
-            tensor[slot, :, start:stop].zero_()
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""

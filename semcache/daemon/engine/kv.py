@@ -118,7 +118,7 @@ class SlotPool:
         return len(self._free)
 
     def acquire(self) -> int:
-        """Take a free slot; its content is undefined."""
+        """Take a free slot; what it holds is of no use, but finite."""
         if not self._free:
             raise EngineError(f"all {self.num_slots} slots are taken; release a request before the next begins")
         return self._free.pop()
@@ -132,12 +132,12 @@ class SlotPool:
     def touch(self, size_bytes: int) -> None:
         """Write to as much of the memory that the next prompt's KV goes to: later that would take long (buffers.py)."""
         if self.keys[0].device.type == "cpu":
-            self.clear(self._free[-1], size_bytes // self.info.kv_bytes_per_token)
+            self.clear(self._free[-1], 0, size_bytes // self.info.kv_bytes_per_token)
 
-    def clear(self, slot: int, num_tokens: int) -> None:
-        """Forget what the slot's first tokens left, which may be no numbers: 0 times NaN is NaN behind a mask too."""
+    def clear(self, slot: int, start: int, stop: int) -> None:
+        """Forget what tokens [start, stop) left, which may be no numbers: 0 times NaN is NaN behind a mask too."""
         for tensor in (self._keys, self._values):
-            tensor[:, slot, :, :num_tokens].zero_()
+            tensor[:, slot, :, start:stop].zero_()
 
     def check(self, span: KVSpan) -> None:
         """Raise unless the span has this model's shape and dtype; a silent cast would break bit-identity."""

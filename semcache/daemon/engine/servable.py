@@ -150,7 +150,7 @@ def self_check(forward: Forward, pool: SlotPool, stock: Probe) -> None:
     # Two rows, of which neither could stand for the other.
     prefix = pool.snapshot(0, 0, first)
     pool.restore(1, [pool.snapshot(0, 0, last)])
-    pool.clear(0, last)
+    pool.clear(0, 0, last)
     pool.restore(0, [prefix])
     rows = [DecodeRow(0, first, tokens[first]), DecodeRow(1, last, tokens[last])]
     for row, logits in zip(rows, decode_rows(forward, pool, rows), strict=True):

@@ -59,7 +59,7 @@ def try_out(forward: Forward, pool: SlotPool, chunk_tokens: int) -> Trial:
         return Trial(digest, *_proven(_Passes(forward, pool, slot, chunk_tokens)))
     finally:
         # Some of the tokens may be reserved ones, whose KV may be no numbers.
-        pool.clear(slot, _NUM_CHUNKS * chunk_tokens)
+        pool.clear(slot, 0, _NUM_CHUNKS * chunk_tokens)
         pool.release(slot)
 
 

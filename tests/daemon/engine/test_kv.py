@@ -94,7 +94,7 @@ def test_a_short_prompt_takes_little_memory_of_a_long_slot() -> None:
     before, pool = resident_bytes(), SlotPool(info, 8)
     assert sum(tensor.nbytes for tensor in (*pool.keys, *pool.values)) > 150e6
     for slot in range(8):
-        pool.clear(slot, 16)
+        pool.clear(slot, 0, 16)
     assert resident_bytes() - before < 10e6
 
 
