@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import xxhash
+
+# Rowids above the first one, up to the second.
+Rowids = tuple[int, int]
+ALL_ROWS: Rowids = (-(1 << 63), (1 << 63) - 1)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,18 @@ def checksum(row: Mapping[str, Any] | sqlite3.Row, names: Iterable[str]) -> str:
         digest.update(f"{name}:{type(value).__name__}:{len(content)};".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def drop_damaged(connection: sqlite3.Connection, table: str, rowid: int, names: Sequence[str]) -> bool:
+    """Delete a row whose checksum does not match, within a transaction; False where there is none there any more.
+
+    Of a damaged row the rowid is all that is certain, and SQLite gives that of one that is gone to a new one.
+    """
+    row = connection.execute(f"SELECT * FROM {table} WHERE rowid = ?", (rowid,)).fetchone()  # noqa: S608 - our own table
+    if row is None or row["checksum"] == checksum(row, names):
+        return False
+    connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (rowid,))  # noqa: S608 - our own table
+    return True
 
 
 def number(value: object) -> float:
