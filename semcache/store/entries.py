@@ -14,7 +14,7 @@ import numpy as np
 from semcache.errors import UsageError
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
-from semcache.store.rows import ALL_ROWS, Fault, Rowids, checksum, drop_damaged, oldest_live
+from semcache.store.rows import ALL_ROWS, Fault, Rowids, checksum, drop_damaged, number, oldest_live, time_s
 
 # Embeddings read at once: about 6 MB, and other threads get the lock in between.
 PAGE_ROWS = 4096
@@ -133,6 +133,8 @@ def _from_row(row: sqlite3.Row, ttl_s: float = 0) -> Entry:
     values["answer_tokens"] = tuple(np.frombuffer(row["answer_tokens"], dtype="<i4").tolist())
     values["pinned"] = bool(row["pinned"])
     values["expires_at"] = row["created_at"] + ttl_s if ttl_s > 0 else None
+    # No checksum covers these two.
+    values["last_used_at"], values["hits"] = time_s(row["last_used_at"]), int(number(row["hits"]))
     return Entry(**values)
 
 
@@ -242,8 +244,8 @@ class Entries:
     def delete(self, numbers: Sequence[int], where: str, params: Sequence[Any]) -> list[tuple[str, str]]:
         """Delete of these rows what is still `where`; returns (scope, id) of each.
 
-        By rowid, so that no index has to be right; by the condition too, since SQLite may give the rowid of a row that is
-        gone to a new one.
+        By rowid, so that no index has to be right; by the condition too, since SQLite may give the rowid of a row that
+        is gone to a new one.
         """
         sql = (
             "DELETE FROM entries NOT INDEXED WHERE rowid IN (SELECT value FROM json_each(?)) "  # noqa: S608

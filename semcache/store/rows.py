@@ -14,6 +14,8 @@ import xxhash
 Rowids = tuple[int, int]
 ALL_ROWS: Rowids = (-(1 << 63), (1 << 63) - 1)
 
+_YEAR_9999_S = 253_370_764_800.0
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -52,6 +54,12 @@ def drop_damaged(connection: sqlite3.Connection, table: str, rowid: int, names: 
 def number(value: object) -> float:
     """The number in a column that no checksum covers; 0 for what a damaged row holds instead."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+def time_s(value: object) -> float:
+    """The same for seconds since the epoch: no calendar has a date for most numbers."""
+    seconds = number(value)
+    return seconds if 0 <= seconds < _YEAR_9999_S else 0.0
 
 
 def oldest_live(now_s: float, ttl_s: float) -> float:

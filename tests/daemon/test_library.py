@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from semcache.config import CacheConfig, Config
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.library import Library
 from semcache.errors import NotFoundError, PinLimitError, StoreError
+from semcache.store.entries import SORTS
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.words import Cache, asked
 from tests.store.samples import BrokenFiles
+from tests.store.test_entries import edit
 
 MINE = ["user:os:1/ann", "global:os:1"]
 
@@ -50,6 +54,20 @@ def library_of(store: Store, *, forgotten: list[tuple[str, str]] | None = None, 
         forget_entry=lambda scope, entry_id: None,
         forget_conversation=lambda scope, messages: told.append((scope, messages[-1][1])),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["text", b"\xff", math.inf, 1e300, -1e300])
+@pytest.mark.parametrize("column", ["last_used_at", "hits"])
+def test_a_damaged_number_costs_no_list(tmp_path: Path, column: str, value: object) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    entry = Cache(store).answer(asked("what is rain"))
+    edit(tmp_path / "data", f"UPDATE entries SET {column} = ?", value)
+    library = library_of(store)
+    for sort in SORTS:
+        listed = library.entries("os:1", None, 9, sort, None)
+        assert [row["id"] for row in listed] == [entry.id]
+        json.dumps([listed, library.entry("os:1", entry.id)], allow_nan=False)  # as the server writes it
+    store.close()
 
 
 def test_files_that_stay_are_told_once_all_users_are_cleared(tmp_path: Path) -> None:
