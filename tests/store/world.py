@@ -160,7 +160,6 @@ def are_near(scope: str, pairs: Sequence[tuple[Entry, float]]) -> None:
 def look_around(store: Store) -> None:
     """What people and metrics ask for; the numbers may be off, the answer must come."""
     store.load_prefix(CHAINS[0][1], ms_per_token=1e6)
-    assert all(isinstance(pair, str) for pair in store.evidence.load_evidence(ALICE.scope).negatives)
     json.dumps([asdict(item) for item in (*store.decisions.recent(), store.usage())], allow_nan=False)
     store.decisions.of_request("req_1")
     store.decisions.due_audits(9)
