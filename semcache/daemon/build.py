@@ -141,6 +141,7 @@ def build(
     library = Library(
         config=config, store=store, forget_scope=lessons.forget_scope, forget_entry=lessons.forget_entry,
         save_scope=lessons.save, forget_turns=turns.forget_scope, forget_conversation=turns.forget_conversation,
+        forget_matches=journal.forget_matches,
     )  # fmt: skip
     trust = Trust(config=config, store=store, policy=learner, lessons=lessons, library=library, journal=journal)
     app = create_app(

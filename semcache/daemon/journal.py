@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any, cast
 
 from semcache.daemon.receipts import ask_receipt, kept_receipt
@@ -26,7 +27,7 @@ _MAX_PENDING_EVENTS = 1000
 
 
 class Journal:
-    """Written from the event loop (`opened`, `changed`) and from the pool (`record`)."""
+    """Written from the event loop (`opened`, `changed`) and from the pool (`record`, `forget_matches`)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -74,6 +75,17 @@ class Journal:
     def request(self, request_id: str) -> Request | None:
         """A request that this process still remembers."""
         return self._recent.get(request_id)
+
+    def forget_matches(self) -> None:
+        """Let what has ended tell no more of stored answers that are gone; on a pool thread."""
+        ended = [request for request in list(self._recent.values()) if request.state.is_terminal]
+        told = {request.receipt.entry_id for request in ended if request.receipt is not None}
+        told |= {item.candidate.entry_id for request in ended for item in request.considered}
+        gone = {entry_id for entry_id in told if entry_id is not None and self._store.get_entry(entry_id) is None}
+        for request in ended:
+            if request.receipt is not None and request.receipt.entry_id in gone:
+                request.receipt = replace(request.receipt, matched_prompt=None)
+            request.considered = tuple(item for item in request.considered if item.candidate.entry_id not in gone)
 
     async def recent(self, limit: int, principal: str, pool: Executor) -> list[AskReceipt]:
         """Newest first: what this process remembers, then what the store kept of older ones but for damaged rows."""

@@ -24,6 +24,7 @@ class Library:
         forget_entry: Callable[[str, str], None], save_scope: Callable[[str], None],
         forget_turns: Callable[[str], None] = lambda scope: None,
         forget_conversation: Callable[[str, Sequence[tuple[str, str]]], None] = lambda scope, messages: None,
+        forget_matches: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._config = config
         self._store = store
@@ -32,6 +33,7 @@ class Library:
         self._save_scope = save_scope
         self._forget_turns = forget_turns  # conversations that are still to be written
         self._forget_conversation = forget_conversation  # one of them
+        self._forget_matches = forget_matches  # what others were told of answers that are gone
 
     # Entries
 
@@ -81,6 +83,7 @@ class Library:
         self._forget_conversation(entry.scope, entry.messages)
         self._store.delete_entries([entry.id])
         self._forget_entry(entry.scope, entry.id)
+        self._forget_matches()
 
     def pin(self, caller: str, entry_id: str, *, pinned: bool) -> PinResult:
         """Pin or unpin an entry of the caller's; doing so twice changes nothing. Raises PinLimitError."""
@@ -111,6 +114,7 @@ class Library:
         for scope in scopes:
             self._forget_turns(scope)
             self._forget_scope(scope)
+        self._forget_matches()
         if problem is not None:
             raise problem
         return {

@@ -13,7 +13,7 @@ from typing import Any
 from semcache.store.database import Database, Params
 from semcache.store.entries import Entries, Entry
 from semcache.store.incidents import Incidents
-from semcache.store.rows import Fault, checksum
+from semcache.store.rows import ALL_ROWS, Fault, Rowids, checksum, drop_damaged
 
 MAX_ALIASES_PER_ENTRY = 32
 ROW_BYTES = 256  # keys, index and page overhead beside the prompt
@@ -117,7 +117,8 @@ class Aliases:
         if row["checksum"] == checksum(row, _IMMUTABLE):
             return True
         self._incidents.damage("damaged_aliases", f"alias {row['number']}", "checksum does not match")
-        self._change("DELETE FROM aliases WHERE number = ?", (row["number"],))
+        with self._incidents.writing("damaged alias"), self._db.transaction() as connection:
+            drop_damaged(connection, "aliases", row["number"], _IMMUTABLE)
         return False
 
     def _change(self, sql: str, params: Params, *, waits: bool = True) -> int:
@@ -159,10 +160,11 @@ class Aliases:
                 connection.execute("DELETE FROM aliases WHERE number = ?", (number,)).rowcount for number in numbers
             )
 
-    def faults(self) -> list[Fault]:
+    def faults(self, among: Rowids = ALL_ROWS) -> list[Fault]:
         """Rows that are damaged or whose entry is gone or elsewhere, without deleting anything; for `check`."""
         entry_scope = "(SELECT scope FROM entries WHERE id = aliases.entry_id) AS entry_scope"
-        rows = self._db.rows(f"SELECT {_NAMES}, {entry_scope} FROM aliases")  # noqa: S608
+        sql = f"SELECT {_NAMES}, {entry_scope} FROM aliases WHERE number > ? AND number <= ?"  # noqa: S608
+        rows = self._db.rows(sql, among)
         return [
             Fault(*problem, table="aliases", number=row["number"])
             for row in rows

@@ -19,7 +19,7 @@ import numpy as np
 
 from semcache.errors import StoreError
 from semcache.store.database import Database, Params
-from semcache.store.rows import oldest_live
+from semcache.store.rows import number, oldest_live
 
 Kind = Literal["block", "tail"]
 
@@ -177,6 +177,13 @@ def _names(hashes: Iterable[str]) -> str:
     return json.dumps([hash_ for hash_ in hashes if isinstance(hash_, str)])
 
 
+def _from_row(row: sqlite3.Row) -> BlockRow:
+    """No checksum covers these three, and everybody calculates with them: damage there is 0 and fails no request."""
+    values: dict[str, Any] = dict(row)
+    values |= {name: int(number(row[name])) for name in ("size_bytes", "hits")}
+    return BlockRow(**values | {"compute_ms": number(row["compute_ms"])})
+
+
 class Blocks:
     """The `blocks` table."""
 
@@ -234,10 +241,10 @@ class Blocks:
         return [size for (size,) in self._db.rows(sql, (num,)) if isinstance(size, int) and size >= 0]
 
     def all(self) -> list[BlockRow]:
-        return [BlockRow(*row) for row in self._db.rows(_SELECT)]
+        return [_from_row(row) for row in self._db.rows(_SELECT)]
 
     def select(self, where: str, params: Params) -> list[BlockRow]:
-        return [BlockRow(*row) for row in self._db.rows(f"{_SELECT} WHERE {where}", params)]
+        return [_from_row(row) for row in self._db.rows(f"{_SELECT} WHERE {where}", params)]
 
     def by_hashes(self, hashes: Sequence[str]) -> list[BlockRow]:
         """Rows whatever their age."""

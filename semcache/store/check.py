@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from semcache.store.entries import Entries
 from semcache.store.evidence import EvidenceTable
 from semcache.store.files import TEMP_SUFFIX, Files
 from semcache.store.pins import Pins
-from semcache.store.rows import Fault
+from semcache.store.rows import Fault, Rowids
 from semcache.store.tensors import DamageError
 from semcache.store.tiers import Tiers
 
@@ -120,7 +120,9 @@ class Check:
         size_bytes = self._check_blocks(fix=fix)
         # Entries first: what only leads to a damaged one goes with it.
         for table in (self._entries, self._aliases, self._evidence, self._pins):
-            self._check_rows(table.faults(), fix=fix)
+            for fault in table.faults():
+                fixed = fix and self._delete(fault, table.faults)
+                self._found(fault.kind, fault.item, fault.detail, fixed=fixed)
         self._check_strays(fix=fix)
         return CheckResult(
             entries=self._db.number("SELECT count(*) FROM entries"),
@@ -178,14 +180,12 @@ class Check:
         except DamageError:
             self._tiers.disk.read_alone(row)  # evicted or written again meanwhile is no problem
 
-    def _check_rows(self, faults: Sequence[Fault], *, fix: bool) -> None:
-        for fault in faults:
-            self._found(fault.kind, fault.item, fault.detail, fixed=fix and self._delete(fault))
-
-    def _delete(self, fault: Fault) -> bool:
+    def _delete(self, fault: Fault, faults: Callable[[Rowids], list[Fault]]) -> bool:
         with self._db.transaction() as connection:
-            sql = f"DELETE FROM {fault.table} WHERE rowid = ?"  # noqa: S608 - a name from our own code
-            return connection.execute(sql, (fault.number,)).rowcount > 0
+            # It may be gone since it was found, and its rowid may be that of a new row.
+            if fault in faults((fault.number - 1, fault.number)):
+                connection.execute(f"DELETE FROM {fault.table} WHERE rowid = ?", (fault.number,))  # noqa: S608
+            return True
 
     def _check_strays(self, *, fix: bool) -> None:
         folder = self._tiers.disk.folder

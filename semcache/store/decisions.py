@@ -14,7 +14,7 @@ from typing import Any, Literal
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
 from semcache.store.newest import drop_oldest, end_bytes, size_of
-from semcache.store.rows import with_utf8
+from semcache.store.rows import number, time_s, with_utf8
 
 MAX_DECISIONS = 50_000
 MAX_DECISION_BYTES = 64_000_000
@@ -46,6 +46,8 @@ class Decision:
 
 
 _FIELDS = tuple(item.name for item in fields(Decision) if item.name != "number")
+_TEXTS = ("request_id", "scope", "user", "entry_id", "prompt", "matched_prompt", "reason", "source")
+_OPTIONAL = ("matched_prompt", "source")
 _SELECT = f"SELECT number, {', '.join(_FIELDS)} FROM decisions"  # noqa: S608 - column names of our own dataclass
 # Of an entry that was deleted while its answer was on the way, no text is kept.
 _VALUES = ", ".join(
@@ -163,6 +165,7 @@ class Decisions:
         values: dict[str, Any] = {name: row[name] for name in ("number", *_FIELDS)}
         try:
             values["features"] = {str(name): float(value) for name, value in json.loads(row["features"]).items()}
+            _require_whole(values)
             for name in ("served", "audit"):
                 values[name] = bool(int(row[name]))
             values["label"] = None if row["label"] is None else bool(int(row["label"]))
@@ -170,6 +173,18 @@ class Decisions:
         except (AttributeError, TypeError, ValueError) as error:
             self._incidents.damage("damaged_decisions", f"decision {row['number']}", error)
             return None
+
+
+def _require_whole(values: Mapping[str, Any]) -> None:
+    """ValueError for what no decision holds: no checksum covers the columns, and people are shown and told of all."""
+    for name in _TEXTS:
+        if not isinstance(values[name], str) and not (values[name] is None and name in _OPTIONAL):
+            raise ValueError(f"{name} is no text")
+    times = [value for name in ("at", "audited_at") if (value := values[name]) is not None]
+    numbers = [values["score"], *times, *values["features"].values()]
+    numbers += [] if values["p_correct"] is None else [values["p_correct"]]
+    if any(number(value) != value for value in numbers) or any(time_s(value) != value for value in times):
+        raise ValueError("a number or a time is none")
 
 
 def _to_row(decision: Decision) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from semcache.errors import UsageError
 from semcache.store.database import Database, Params
 from semcache.store.incidents import Incidents
-from semcache.store.rows import Fault, checksum, oldest_live
+from semcache.store.rows import ALL_ROWS, Fault, Rowids, checksum, drop_damaged, number, oldest_live, time_s
 
 # Embeddings read at once: about 6 MB, and other threads get the lock in between.
 PAGE_ROWS = 4096
@@ -133,6 +133,8 @@ def _from_row(row: sqlite3.Row, ttl_s: float = 0) -> Entry:
     values["answer_tokens"] = tuple(np.frombuffer(row["answer_tokens"], dtype="<i4").tolist())
     values["pinned"] = bool(row["pinned"])
     values["expires_at"] = row["created_at"] + ttl_s if ttl_s > 0 else None
+    # No checksum covers these two.
+    values["last_used_at"], values["hits"] = time_s(row["last_used_at"]), int(number(row["hits"]))
     return Entry(**values)
 
 
@@ -173,7 +175,9 @@ class Entries:
 
     def _drop_damaged(self, numbers: Sequence[int]) -> None:
         try:
-            self.delete(numbers)
+            with self._db.transaction() as connection:
+                for rowid in numbers:
+                    drop_damaged(connection, "entries", rowid, _IMMUTABLE)
         except sqlite3.Error as error:
             self._incidents.failure("write_failures", f"deletion of {len(numbers)} damaged entries", error)
 
@@ -237,11 +241,11 @@ class Entries:
                 (now_s, entry_id),
             )
 
-    def delete(self, numbers: Sequence[int], where: str = "1", params: Sequence[Any] = ()) -> list[tuple[str, str]]:
+    def delete(self, numbers: Sequence[int], where: str, params: Sequence[Any]) -> list[tuple[str, str]]:
         """Delete of these rows what is still `where`; returns (scope, id) of each.
 
-        By rowid, since of a damaged row it is all that is certain; by the condition too, since SQLite may give the
-        rowid of a row that is gone to a new one.
+        By rowid, so that no index has to be right; by the condition too, since SQLite may give the rowid of a row that
+        is gone to a new one.
         """
         sql = (
             "DELETE FROM entries NOT INDEXED WHERE rowid IN (SELECT value FROM json_each(?)) "  # noqa: S608
@@ -258,11 +262,12 @@ class Entries:
     def scopes(self, where: str, params: Params) -> list[str]:
         return [row["scope"] for row in self._db.rows(f"SELECT DISTINCT scope FROM entries WHERE {where}", params)]  # noqa: S608
 
-    def faults(self) -> list[Fault]:
+    def faults(self, among: Rowids = ALL_ROWS) -> list[Fault]:
         """Rows that fail their checksum or are not of their size, without deleting anything; for `check`."""
         damaged: list[tuple[str, int]] = []
-        after = -(1 << 63)  # below every rowid
-        while page := self._db.rows(f"{_SELECT} WHERE rowid > ? ORDER BY rowid LIMIT ?", (after, PAGE_ROWS)):
+        after, last = among
+        sql = f"{_SELECT} WHERE rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
+        while page := self._db.rows(sql, (after, last, PAGE_ROWS)):
             after = page[-1]["number"]
             damaged += [(str(row["id"]), row["number"]) for row in page if not _is_whole(row)]
         why = "checksum or size does not match"

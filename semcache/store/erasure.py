@@ -70,7 +70,9 @@ class Erasure:
     def delete_entries(self, ids: Sequence[str]) -> int:
         """Delete entries with what leads to them; returns how many there were."""
         with self._deleting():
-            return self._answers.delete(ids)
+            num = self._answers.delete(ids)
+            self._usage.forget_matches()
+            return num
         return 0
 
     def clear(
@@ -107,6 +109,7 @@ class Erasure:
                 self._aliases.clear(connection, where, params)
                 self._decisions.clear(connection, where, params)
                 self._evidence.clear(connection, scopes=scopes, user=user, namespace=namespace, touched=touched)
+            self._usage.forget_matches()
             self._budget.refresh()
             stuck = self._tiers.disk.remaining(blocks)
         return (num_entries, num_waiting + len(blocks)), stuck

@@ -11,7 +11,7 @@ from typing import Any
 from semcache.store.database import Database
 from semcache.store.entries import where_owner
 from semcache.store.incidents import Incidents
-from semcache.store.rows import Fault, checksum
+from semcache.store.rows import ALL_ROWS, Fault, Rowids, checksum, drop_damaged
 
 MAX_NEGATIVES_PER_SCOPE = 10_000
 
@@ -126,7 +126,7 @@ class EvidenceTable:
         for number in damaged:
             self._incidents.damage("damaged_evidence", f"{table} {number}", "checksum does not match")
             with self._incidents.writing("damaged evidence"), self._db.transaction() as connection:
-                connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (number,))  # noqa: S608
+                drop_damaged(connection, table, number, names)
         # SQLite believes its index; a damaged one can name the row of another key.
         return [row for row in rows if row["number"] not in damaged and row[key] == value]
 
@@ -157,12 +157,13 @@ class EvidenceTable:
         for table in ("scope_evidence", "negatives"):
             connection.execute(f"DELETE FROM {table} WHERE {where}", params)  # noqa: S608
 
-    def faults(self) -> list[Fault]:
+    def faults(self, among: Rowids = ALL_ROWS) -> list[Fault]:
         """Rows that are damaged or whose entry is gone or elsewhere, without deleting anything; for `check`."""
-        states = self._db.rows("SELECT rowid AS number, * FROM scope_evidence")
+        states = self._db.rows("SELECT rowid AS number, * FROM scope_evidence WHERE rowid > ? AND rowid <= ?", among)
         entries = self._db.rows(
             "SELECT rowid AS number, *, (SELECT scope FROM entries WHERE id = entry_id) AS entry_scope "
-            "FROM entry_evidence"
+            "FROM entry_evidence WHERE rowid > ? AND rowid <= ?",
+            among,
         )
         damaged = "damaged_evidence", "checksum does not match"
         orphan = "orphan_evidence", "its entry is gone"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from semcache.errors import PinLimitError
 from semcache.store.database import Database
-from semcache.store.rows import Fault, number
+from semcache.store.rows import ALL_ROWS, Fault, Rowids, number
 
 # Of the disk tier and of a user's quota: the rest must be left to what comes and goes.
 PIN_SHARE = 0.5
@@ -129,10 +129,12 @@ class Pins:
         sizes = [int(number(block["size_bytes"])) for block in self._db.rows(sql, (json.dumps(names),))]
         return PromptStored(len(names), len(sizes), sum(sizes))
 
-    def faults(self) -> list[Fault]:
+    def faults(self, among: Rowids = ALL_ROWS) -> list[Fault]:
         """Notes that cannot be read or whose entry is gone, without deleting anything; for `check`."""
         rows = self._db.rows(
-            "SELECT number, entry_id, hashes, entry_id IN (SELECT id FROM entries) AS has_entry FROM prompt_blocks"
+            "SELECT number, entry_id, hashes, entry_id IN (SELECT id FROM entries) AS has_entry FROM prompt_blocks "
+            "WHERE number > ? AND number <= ?",
+            among,
         )
         found = [(row, _problem_of(row)) for row in rows]
         return [

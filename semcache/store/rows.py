@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import xxhash
+
+# Rowids above the first one, up to the second.
+Rowids = tuple[int, int]
+ALL_ROWS: Rowids = (-(1 << 63), (1 << 63) - 1)
+
+_YEAR_9999_S = 253_370_764_800.0
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,27 @@ def checksum(row: Mapping[str, Any] | sqlite3.Row, names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def drop_damaged(connection: sqlite3.Connection, table: str, rowid: int, names: Sequence[str]) -> bool:
+    """Delete a row whose checksum does not match, within a transaction; False where there is none there any more.
+
+    Of a damaged row the rowid is all that is certain, and SQLite gives that of one that is gone to a new one.
+    """
+    row = connection.execute(f"SELECT * FROM {table} WHERE rowid = ?", (rowid,)).fetchone()  # noqa: S608 - our own table
+    if row is None or row["checksum"] == checksum(row, names):
+        return False
+    connection.execute(f"DELETE FROM {table} WHERE rowid = ?", (rowid,))  # noqa: S608 - our own table
+    return True
+
+
 def number(value: object) -> float:
     """The number in a column that no checksum covers; 0 for what a damaged row holds instead."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+def time_s(value: object) -> float:
+    """The same for seconds since the epoch: no calendar has a date for most numbers."""
+    seconds = number(value)
+    return seconds if 0 <= seconds < _YEAR_9999_S else 0.0
 
 
 def oldest_live(now_s: float, ttl_s: float) -> float:

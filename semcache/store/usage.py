@@ -118,12 +118,15 @@ _ADD_USAGE = (
 _OF_PRINCIPAL = (
     "WHERE :principal IS NULL OR user = :principal OR substr(user, 1, length(:principal) + 1) = :principal || '/'"
 )
-# Whose an entry was that is gone is not known any more, so the prompts of all of them go.
-_FORGET_MATCHES = (
-    "UPDATE requests SET receipt = json_set(receipt, '$.cache.matched_prompt', NULL) "
-    "WHERE json_valid(receipt) AND json_extract(receipt, '$.cache.matched_prompt') IS NOT NULL "
-    "AND coalesce(json_extract(receipt, '$.cache.entry'), '') NOT IN (SELECT id FROM entries)"
-)
+# Whose an entry was that is gone is not known any more, so the prompts of all of them go. In a CASE, because SQLite may
+# look at the parts of an AND in any order, and what is no JSON fails the whole statement.
+_FORGET_MATCHES = """
+    UPDATE requests SET receipt = json_set(receipt, '$.cache.matched_prompt', NULL)
+    WHERE number > ? AND number <= ? AND CASE WHEN typeof(receipt) = 'text' AND json_valid(receipt) THEN
+        json_extract(receipt, '$.cache.matched_prompt') IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM entries WHERE id = json_extract(receipt, '$.cache.entry')) END"""
+# Receipts looked through at once: about as many bytes as other long work holds the lock for.
+_PAGE_ROWS = 256
 # One step in an index for each user, however many rows that user has.
 _USERS = """
     WITH RECURSIVE {table}_users (user) AS (
@@ -149,8 +152,11 @@ class UsageBook:
         row["size_bytes"] = size_of(row["prompt"], row["answer"], row["receipt"])
         row |= {"requests": 1, "errors": int(record.error is not None)}
         row |= {outcome: int(record.outcome == outcome) for outcome in OUTCOMES}
+        cache = record.receipt.get("cache") or {}
         with self._db.transaction() as connection:
-            connection.execute(_INSERT_HISTORY, row)
+            inserted = connection.execute(_INSERT_HISTORY, row).lastrowid
+            if cache.get("entry") and inserted is not None:  # it may have been deleted while it was told of
+                connection.execute(_FORGET_MATCHES, (inserted - 1, inserted))
             drop_oldest(connection, "requests", max_rows=MAX_HISTORY_ROWS, max_bytes=MAX_HISTORY_BYTES)
             connection.execute(_ADD_USAGE, row)
 
@@ -174,9 +180,17 @@ class UsageBook:
         ]
         return UsageReport(_total(users), tuple(sorted(users, key=lambda usage: (-usage.requests, usage.user))))
 
+    def forget_matches(self) -> None:
+        """Take the prompts of entries that are gone from all receipts, and let others in between."""
+        after = -(1 << 63)
+        page = "SELECT max(number) FROM (SELECT number FROM requests WHERE number > ? ORDER BY number LIMIT ?)"
+        while (row := self._db.row(page, (after, _PAGE_ROWS))) is not None and row[0] is not None:
+            with self._db.transaction() as connection:
+                connection.execute(_FORGET_MATCHES, (after, row[0]))
+            after = row[0]
+
     def forget(self, connection: sqlite3.Connection, user: str) -> int:
-        """Delete a user's history and sums, and prompts of entries that are gone from the receipts of others."""
-        connection.execute(_FORGET_MATCHES)
+        """Delete a user's history and sums."""
         num_rows = connection.execute("DELETE FROM requests WHERE user = ?", (user,)).rowcount
         return num_rows + connection.execute("DELETE FROM usage WHERE user = ?", (user,)).rowcount
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -152,13 +153,22 @@ def _by_score(found: tuple[str, float]) -> tuple[float, str]:
     return -found[1], found[0]
 
 
+class _Scope:
+    """One scope's matrices by embedder; None until they are read."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.matrices: dict[str, _Matrix] | None = None
+
+
 class VectorIndex:
     """All scopes; a scope is read from SQLite when it is first used. Thread-safe."""
 
     def __init__(self, load: Callable[[str], Iterable[Row]]) -> None:
         self._load = load
-        self._scopes: dict[str, dict[str, _Matrix]] = {}  # scope, embedder
-        # Taken before the database lock, never while holding it.
+        self._scopes: dict[str, _Scope] = {}
+        # Over the dictionary only: a large scope takes seconds to read, for which users of others must not wait. A
+        # scope's own lock is taken without it; both before the database lock, never while holding that.
         self._lock = threading.Lock()
 
     def add(self, scope: str, entry_id: str, partition: Partition, vector: np.ndarray) -> bool:
@@ -166,18 +176,22 @@ class VectorIndex:
         row = unit(vector)
         if row is None:
             return False
-        with self._lock:
-            return self._add(self._matrices(scope), [entry_id], [partition], row[None])
+        with self._opened(scope) as matrices:
+            return self._add(matrices, [entry_id], [partition], row[None])
 
     def remove(self, scope: str, entry_id: str) -> None:
         with self._lock:
-            for matrix in self._scopes.get(scope, {}).values():
+            known = self._scopes.get(scope)
+        if known is None:
+            return
+        with known.lock:
+            for matrix in (known.matrices or {}).values():
                 matrix.remove(entry_id)
 
     def has(self, scope: str, partition: Partition | None) -> bool:
         """Whether a search could find anything at all."""
-        with self._lock:
-            return any(matrix.has(partition) for matrix in self._matrices(scope).values())
+        with self._opened(scope) as matrices:
+            return any(matrix.has(partition) for matrix in matrices.values())
 
     def nearest(
         self, scope: str, vector: np.ndarray, k: int, partition: Partition | None, embedder: str | None = None
@@ -187,10 +201,10 @@ class VectorIndex:
         if query is None or k <= 0:
             return []
         embedder = partition.embedder if partition is not None else embedder
-        with self._lock:
+        with self._opened(scope) as matrices:
             found = [
                 pair
-                for name, matrix in self._matrices(scope).items()
+                for name, matrix in matrices.items()
                 if embedder in (None, name) and matrix.dim == query.shape[0]
                 for pair in matrix.best(matrix.scores(query), k, partition)
             ]
@@ -201,8 +215,8 @@ class VectorIndex:
     ) -> tuple[list[tuple[str, float]], tuple[str, float] | None]:
         """`nearest` of a partition, and the nearest of all partitions of its embedder, from one matrix product."""
         query = unit(vector)
-        with self._lock:
-            matrix = self._matrices(scope).get(partition.embedder)
+        with self._opened(scope) as matrices:
+            matrix = matrices.get(partition.embedder)
             if query is None or matrix is None or matrix.dim != query.shape[0]:
                 return [], None
             scores = matrix.scores(query)
@@ -210,14 +224,19 @@ class VectorIndex:
             donors = matrix.best(scores, 1, None)
         return found, donors[0] if donors else None
 
-    def _matrices(self, scope: str) -> dict[str, _Matrix]:
-        if scope not in self._scopes:
-            matrices: dict[str, _Matrix] = {}
-            rows = iter(self._load(scope))
-            while page := list(islice(rows, PAGE_ROWS)):
-                self._add_page(matrices, page)
-            self._scopes[scope] = matrices
-        return self._scopes[scope]
+    @contextmanager
+    def _opened(self, scope: str) -> Iterator[dict[str, _Matrix]]:
+        """A scope's matrices for one thread, read where they are not yet; a read that fails leaves them unread."""
+        with self._lock:
+            known = self._scopes.setdefault(scope, _Scope())
+        with known.lock:
+            if known.matrices is None:
+                matrices: dict[str, _Matrix] = {}
+                rows = iter(self._load(scope))
+                while page := list(islice(rows, PAGE_ROWS)):
+                    self._add_page(matrices, page)
+                known.matrices = matrices
+            yield known.matrices
 
     def _add_page(self, matrices: dict[str, _Matrix], page: Sequence[Row]) -> None:
         """Many stored rows at once; a hundred thousand one by one would take many seconds."""

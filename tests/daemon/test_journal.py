@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from semcache.config import Config
 from semcache.daemon.cache.policy import Candidate, Considered
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.journal import Journal
+from semcache.daemon.library import Library
+from semcache.daemon.receipts import ask_receipt
 from semcache.daemon.request import Outcome, Receipt, Request, RequestState
 from semcache.store.entries import Entry
 from semcache.store.limits import StoreLimits
@@ -99,6 +102,39 @@ def test_forgetting_a_user_leaves_nothing_in_what_others_were_told(store: Store,
     assert [row.receipt["cache"]["matched_prompt"] for row in kept] == [None] * 3
     store.close()
     assert files_with(tmp_path, secret) == []
+
+
+def test_what_is_remembered_of_a_deleted_answer_goes_with_it(store: Store) -> None:
+    granted = access("global_only", user="os:1/ann", allow_global="own")
+    gone, kept = (
+        Cache(store).answer(asked(words, user="os:1/ann"), "an answer", granted=granted)
+        for words in ("what is rain", "what is snow")
+    )
+    journal = Journal(store)
+    library = Library(
+        config=Config(), store=store, forget_scope=lambda scope: None, forget_entry=lambda scope, entry_id: None,
+        save_scope=lambda scope: None, forget_matches=journal.forget_matches,
+    )  # fmt: skip
+    requests = []
+    for entry in (gone, kept):
+        request = asked("what is weather", user="os:1/ben")
+        request.id = f"req_{entry.id}"
+        request.considered = tuple(
+            Considered(Candidate(one.id, one.scope, one.prompt, one.answer, 0.9), "similar") for one in (gone, kept)
+        )
+        request.match(told_of(entry, Outcome.SEMANTIC, "similar", entry.id))
+        journal.opened(request)
+        requests.append(request)
+    running = requests.pop()
+    requests[0].end(RequestState.FINISHED)
+    library.remove("os:1", gone.id)
+    assert [ask_receipt(request)["cache"]["matched_prompt"] for request in requests] == [None]
+    assert [item.candidate.entry_id for item in requests[0].considered] == [kept.id]
+    assert len(running.considered) == 2
+    running.end(RequestState.FINISHED)
+    library.clear("os:1", "os:1/ann", None)
+    assert ask_receipt(running)["cache"]["matched_prompt"] is None
+    assert running.considered == ()
 
 
 def test_of_a_request_that_wants_nothing_stored_history_has_numbers_only(store: Store, tmp_path: Path) -> None:

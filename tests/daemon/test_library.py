@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ from semcache.config import CacheConfig, Config
 from semcache.daemon.cache.strategy import access
 from semcache.daemon.library import Library
 from semcache.errors import NotFoundError, PinLimitError, StoreError
+from semcache.store.entries import SORTS
 from semcache.store.limits import StoreLimits
 from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import Cache, asked
 from tests.store.samples import BrokenFiles
+from tests.store.test_entries import edit
 
 MINE = ["user:os:1/ann", "global:os:1"]
 
@@ -71,6 +75,20 @@ def test_clearing_one_user_costs_a_shared_scope_nothing_that_others_taught_it(tm
     assert [policy.status(scope).requests for scope in scopes] == [1, 1, 0]
     library.clear("os:1", "os:1/ben", None)
     assert policy.status("global:os:1").requests == 0, "nobody has anything there any more"
+    store.close()
+
+
+@pytest.mark.parametrize("value", ["text", b"\xff", math.inf, 1e300, -1e300])
+@pytest.mark.parametrize("column", ["last_used_at", "hits"])
+def test_a_damaged_number_costs_no_list(tmp_path: Path, column: str, value: object) -> None:
+    store = Store.open(tmp_path / "data", StoreLimits(ram_bytes=10**7, disk_bytes=10**8))
+    entry = Cache(store).answer(asked("what is rain"))
+    edit(tmp_path / "data", f"UPDATE entries SET {column} = ?", value)
+    library = library_of(store)
+    for sort in SORTS:
+        listed = library.entries("os:1", None, 9, sort, None)
+        assert [row["id"] for row in listed] == [entry.id]
+        json.dumps([listed, library.entry("os:1", entry.id)], allow_nan=False)  # as the server writes it
     store.close()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from semcache.store.store import Store
 from tests.daemon.cache.school import School
 from tests.daemon.cache.words import WordEmbedder, asked
 from tests.store.refusals import out_of_reach, unwritable
+from tests.store.test_entries import edit
 
 ANN, OTHER = "os:1/ann", "os:2"
 
@@ -248,6 +251,28 @@ def test_audits_and_budgets_are_told_of_ones_own_scopes(store: Store) -> None:
     strangers = desk.trust.audits(OTHER)
     assert (strangers["recent"], strangers["scopes"]) == ([], [])
     assert [row["requests"] for row in desk.trust.tune(OTHER, [0.1], [0.1])["rows"]] == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"{column} = {value}" for column in ("at", "score", "p_correct") for value in ("'x'", "x'ff'", "9e999")),
+        "at = 1e300", "at = -1e300", "scope = x'ff'", "user = x'ff'", "prompt = x'ff'", "reason = x'ff'",
+    ],
+)  # fmt: skip
+def test_one_damaged_decision_hides_no_other(store: Store, tmp_path: Path, change: str) -> None:
+    desk = Desk(store)
+    entry = desk.school.cache.answer(asked("what is rain"), "water")
+    kept, lost = (desk.school.hit(words)[0] for words in ("so what is rain", "now what is rain"))
+    for decision in (kept, lost):
+        desk.school.audit(decision, entry, "water")
+    edit(tmp_path / "data", f"UPDATE decisions SET {change} WHERE request_id = '{lost.request_id}'")
+    report, tuned = desk.trust.audits("os:1"), desk.trust.tune("os:1", [0.1], [0.1])
+    assert [row["request"] for row in report["recent"]] == [kept.request_id]
+    json.dumps([report, tuned, desk.trust.explained("os:1", kept.request_id)], allow_nan=False)
+    for act in (desk.trust.explained, lambda caller, asked_id: desk.trust.feedback(caller, asked_id, "right")):
+        with pytest.raises(NotFoundError):
+            act("os:1", lost.request_id)
 
 
 def test_what_is_near_is_found_in_readable_scopes(store: Store) -> None:

@@ -8,12 +8,14 @@ import os
 import random
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from semcache.store.store import DATABASE_NAME
+from semcache.store.limits import StoreLimits
+from semcache.store.store import DATABASE_NAME, Store
 
-from .samples import file_bytes, span, tail
+from .samples import Clock, entry, file_bytes, span, tail
 from .world import files_of
 
 TABLES = (
@@ -166,7 +168,7 @@ def spoil_id(rng: random.Random, data_dir: Path) -> None:
 
 
 def swap_values(rng: random.Random, data_dir: Path) -> None:
-    """Two rows of one table exchange what they hold in one column."""
+    """Two rows of one table exchange what they hold in one column, which is not the same."""
     column, table = rng.choice([
         ("answer", "entries"), ("prompt", "entries"), ("embedding", "entries"), ("answer_tokens", "entries"),
         ("request_key", "entries"), ("checksum", "entries"), ("token_ids", "blocks"), ("checksum", "blocks"),
@@ -176,10 +178,10 @@ def swap_values(rng: random.Random, data_dir: Path) -> None:
     with contextlib.closing(sqlite3.connect(data_dir / DATABASE_NAME, isolation_level=None)) as connection:
         key = {"blocks": "hash"}.get(table, "rowid")
         rows = connection.execute(f"SELECT {key}, {column} FROM {table}").fetchall()
-        (one, left), (other, right) = rng.sample(rows, 2)
-        with contextlib.suppress(sqlite3.IntegrityError):
-            connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (right, one))
-            connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (left, other))
+        one, left = rng.choice(rows)
+        other, right = rng.choice([row for row in rows if row[1] != left])
+        for value, at in (("for a moment", one), (left, other), (right, one)):  # the column may have to be unique
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (value, at))
 
 
 def flip_database(rng: random.Random, data_dir: Path) -> None:
@@ -208,6 +210,21 @@ def stray_log(rng: random.Random, data_dir: Path) -> None:
     (data_dir / f"{DATABASE_NAME}-wal").write_bytes(rng.randbytes(rng.choice([0, 20, 5000])))
 
 
+def foreign_log(rng: random.Random, data_dir: Path) -> None:
+    """The write-ahead log of another store, all of it or its last part: to SQLite it is that of ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = Store.open(Path(folder), StoreLimits(0, 1 << 24), clock=Clock())
+        try:
+            for is_last in (False, True):
+                for number in range(rng.randint(1, 30)):
+                    other.put_entry(entry(100 + number, scope="user:os:9/eve", user="os:9/eve"))
+                if not is_last and rng.random() < 0.5:
+                    other._db.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            shutil.copy(Path(folder) / f"{DATABASE_NAME}-wal", data_dir)
+        finally:
+            other.close()
+
+
 AT_FILES: dict[str, AtRest] = {
     kind.__name__: kind
     for kind in (
@@ -217,7 +234,7 @@ AT_FILES: dict[str, AtRest] = {
 }  # fmt: skip
 AT_REST: dict[str, AtRest] = AT_FILES | {
     kind.__name__: kind
-    for kind in (change_row, spoil_id, swap_values, flip_database, spoil_page, cut_database, stray_log)
+    for kind in (change_row, spoil_id, swap_values, flip_database, spoil_page, cut_database, stray_log, foreign_log)
 }
 
 # After these something must be missing, and somebody must have said so.

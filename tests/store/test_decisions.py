@@ -176,7 +176,15 @@ def test_a_deleted_entry_takes_its_prompt_along_and_leaves_the_numbers(store: St
     assert store.decisions.label("req_1", entry(1).id, False, "user")
 
 
-@pytest.mark.parametrize("change", ["features = 'x'", "features = '[]'", "features = x'ff'", "served = 'x'"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "features = 'x'", "features = '[]'", "features = x'ff'", "served = 'x'",
+        *(f"{column} = {value}" for column in ("at", "score", "p_correct", "audited_at") for value in ("'x'", "9e999")),
+        "at = 1e300", "at = -1e300", "at = x'ff'", """features = '{"margin": 1e999}'""",
+        *(f"{column} = x'ff'" for column in ("scope", "user", "entry_id", "prompt", "matched_prompt", "reason")),
+    ],
+)  # fmt: skip
 def test_a_damaged_row_is_left_out_and_counted(store: Store, data_dir: Path, change: str) -> None:
     store.decisions.record([decision(1), decision(2)])
     edit(data_dir, f"UPDATE decisions SET {change} WHERE request_id = 'req_1'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,6 +98,20 @@ def test_an_entry_whose_id_is_no_text_leaves_in_every_way(
     assert store.num_entries() == 1
     assert [found.id for found in store.list_entries()] == [entry(2).id]
     assert store.check().ok
+
+
+@pytest.mark.parametrize("value", ["text", b"\xff", math.inf, 1e300, -1e300])
+@pytest.mark.parametrize("column", ["last_used_at", "hits"])
+def test_a_number_that_no_checksum_covers_costs_no_answer(
+    store: Store, data_dir: Path, column: str, value: object
+) -> None:
+    store.put_entry(entry(1))
+    edit(data_dir, f"UPDATE entries SET {column} = ?", value)
+    (found,) = store.list_entries()
+    assert isinstance(found.hits, int)
+    assert found.last_used_at in (0.0, entry(1).created_at)
+    store.touch_entry(found.id)
+    assert store.get_entry(found.id) is not None
 
 
 def test_moving_an_answer_to_another_scope_or_request_serves_nothing(store: Store, data_dir: Path) -> None:

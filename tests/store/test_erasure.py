@@ -111,10 +111,31 @@ def test_a_deleted_answer_is_gone_from_the_file_too(store: Store, data_dir: Path
     store.put_entry(entry(1, answer="PLANTED-SECRET-7391"))
     store.aliases.put(alias(1, prompt="PLANTED-SECRET-7391"))
     store.decisions.record([decision(1, matched_prompt="PLANTED-SECRET-7391")])
+    told = {"cache": {"entry": entry(1).id, "matched_prompt": "PLANTED-SECRET-7391"}}
+    store.record_request(usage_record(1, user=BOB.user, receipt=told))
+    assert store.recent_requests()[0].receipt == told
     store.delete_entries([entry(1).id])
     assert home_contains(data_dir, "PLANTED-SECRET-7391") == []
     store.decisions.record([decision(2, entry_id=entry(1).id, matched_prompt="PLANTED-SECRET-7391")])
+    store.record_request(usage_record(2, user=BOB.user, receipt=told))
     assert home_contains(data_dir, "PLANTED-SECRET-7391") == []
+
+
+def test_what_others_were_told_of_a_cleared_prompt_goes_with_it(store: Store, data_dir: Path) -> None:
+    secret, num = "PLANTED-SECRET-7391", 600  # a few pages of history
+    store.put_entry(entry(1, scope="global", prompt=secret, messages=()))
+    store.put_entry(entry(2, scope="global", user=BOB.user))
+    for number in range(num):
+        of = entry(1 + number % 2)
+        told = {"cache": {"entry": of.id, "matched_prompt": secret if of.id == entry(1).id else "kept"}}
+        store.record_request(usage_record(number, user=BOB.user, receipt=told))
+    with store._db.transaction() as connection:
+        for number, receipt in enumerate(("{", b"\xff", b"{}", "[]", "{} {}")):
+            connection.execute("UPDATE requests SET receipt = ? WHERE id = ?", (receipt, f"req_{number}"))
+    assert store.clear(user=ALICE.user) == (1, 0)
+    assert home_contains(data_dir, secret) == []
+    kept = [row.receipt["cache"]["matched_prompt"] for row in store.recent_requests(num) if "cache" in row.receipt]
+    assert (kept.count(None), kept.count("kept")) == (num // 2 - 3, num // 2 - 2)
 
 
 def test_who_clears_is_told_which_files_stayed_and_the_next_start_sweeps_them(

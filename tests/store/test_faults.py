@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.amount import IS_NIGHTLY
 from .faults import ALWAYS_SEEN, AT_FILES, AT_REST, MOST_LOST, TABLES
 from .machine import LIVE, Killed, Machine
 from .samples import ALICE, BOB, Clock, block_files, chain, entry, span
-from .world import CHAINS, TTL_S, behind_changed_files, fill, put_answers, put_blocks, read, rows_of
+from .world import CHAINS, ENTRIES, TTL_S, behind_changed_files, fill, put_answers, put_blocks, read, rows_of
 
 KINDS = (*AT_REST, *LIVE, "killed")
 NUM_FAULTS = 400 if IS_NIGHTLY else 12  # of each kind
@@ -119,6 +120,10 @@ def live(kind: str, rng: random.Random, data_dir: Path, healthy: Path) -> Counte
             read(store)  # so that RAM has it
         with LIVE[kind](rng, store, machine, clock):
             missed = read(store)
+            if limits.ttl_s and clock.now_s > 1_000_100 + limits.ttl_s:
+                expired = ENTRIES[entry(3).id]  # like its prompt's KV it is not pinned
+                assert not store.find_exact(expired.scope, expired.request_key)
+                assert not store.load_prefix(CHAINS[1][1])
             fill(store)
             store.put_block(chain(1, start=9000)[0], span(seed=9), ALICE)
             store.put_entry(entry(90, scope="elsewhere"))
@@ -219,6 +224,47 @@ def run(kind: str, number: int, healthy: Path, data_dir: Path) -> Counter[str]:
         raise
     finally:
         shutil.rmtree(data_dir)
+
+
+def fails(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except sqlite3.Error:
+        return True
+    return False
+
+
+# That something did happen, while it lasts: else a campaign of this kind would pass whatever the store does.
+HAPPENS: dict[str, Callable[[Store, Path], bool]] = {
+    "refusing": lambda store, _: bool(
+        # One of each kind of call, of which some fail.
+        [store.put_block(chain(1, start=9000)[0], span(), ALICE), store.load_prefix(CHAINS[1][1])]
+        and store._tiers.delete(store._blocks.all())
+        and total(store)
+    ),
+    "read_only_database": lambda store, _: not store.put_entry(entry(90)),
+    "full_database": lambda store, _: not all(store.put_entry(entry(90 + n, answer="x" * 9000)) for n in range(9)),
+    "locked_database": lambda store, _: not store.put_entry(entry(90)),
+    "lost_table": lambda store, _: any(fails(lambda t=name: store._db.rows(f"SELECT * FROM {t}")) for name in TABLES),
+    "clock_jump": lambda store, _: store._clock() != Clock()(),
+    "damage_under_way": lambda store, healthy: bool(+behind_changed_files(healthy, store._folder.path)),
+    "rows_under_way": lambda store, healthy: rows_of(store._folder.path, TABLES) != rows_of(healthy, TABLES),
+}
+
+
+@pytest.mark.parametrize("kind", LIVE)
+def test_what_is_to_happen_happens(kind: str, healthy: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        data_dir = tmp_path / str(number)
+        shutil.copytree(healthy, data_dir)
+        machine, clock = Machine(), Clock()
+        store = Store.open(data_dir, StoreLimits(0, 1 << 24), clock=clock, files=machine)
+        try:
+            with LIVE[kind](random.Random(f"{kind} {number}"), store, machine, clock):
+                assert HAPPENS[kind](store, healthy), f"{kind} {number}"
+            assert kind in ("damage_under_way", "rows_under_way") or store.put_entry(entry(91))
+        finally:
+            store.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from semcache.store.database import is_corruption, require_read
 from semcache.store.store import Store
 
 from .conftest import OpenStore
-from .samples import PLENTY, block_files, chain, entry, put_chain
+from .samples import ALICE, PLENTY, block_files, chain, entry, put_chain
 
 
 @pytest.mark.parametrize("garbage", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 8000])
@@ -32,6 +33,28 @@ def test_a_corrupt_database_is_put_aside_and_its_blocks_swept(
     assert again.put_entry(entry(1))
     put_chain(again, chain(2))
     assert again.check().ok
+
+
+def test_a_log_is_put_aside_with_its_database_and_forgotten_with_it(
+    store: Store, open_store: OpenStore, data_dir: Path
+) -> None:
+    store.put_entry(entry(1))
+    store._db.truncate_log()
+    store.touch_entry(entry(1).id)  # what changes is in the log, and the first page is not
+    log = data_dir / "semcache.db-wal"
+    with closing(sqlite3.connect(data_dir / "semcache.db")) as somebody:
+        somebody.execute("SELECT * FROM entries").fetchall()  # who looks at it keeps SQLite from removing the log
+        store.close()
+        with open(data_dir / "semcache.db", "r+b") as database:
+            database.write(b"\xa5" * 4096)
+        written = log.read_bytes()
+        again = open_store()
+    (aside,) = data_dir.glob("semcache.db.corrupt-*[0-9]")
+    assert aside.with_name(f"{aside.name}-wal").read_bytes() == written != b""
+    assert again.put_entry(entry(2))
+    assert again.check().ok
+    again.forget_user(ALICE.user)
+    assert list(data_dir.glob("*corrupt*")) == []
 
 
 def test_a_page_that_went_bad_is_found_at_the_next_start(store: Store, open_store: OpenStore, data_dir: Path) -> None:

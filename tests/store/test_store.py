@@ -71,9 +71,8 @@ def test_neighbours_stay_within_their_partition(store: Store) -> None:
 def test_deleted_entries_leave_the_index_and_k_are_still_found(store: Store) -> None:
     for number in range(6):
         store.put_entry(entry(number))
-    store._entries.delete(
-        store._entries.numbers("id = ?", (entry(0).id,))
-    )  # behind the index's back, as a damaged row would be
+    # Behind the index's back, as a damaged row would be.
+    store._entries.delete(store._entries.numbers("id = ?", (entry(0).id,)), "1", ())
     found = store.nearest(ALICE.scope, vector(0), 5, None)
     assert {e.id for e, _ in found} == {entry(number).id for number in range(1, 6)}
     assert store.delete_entries([entry(1).id, "e_none"]) == 1
@@ -89,7 +88,7 @@ def test_neighbours_and_the_donor_of_another_partition_come_together(store: Stor
     assert donor is not None
     assert (donor[0].id, round(donor[1], 5)) == (entry(2).id, 1.0)
     # Behind the index's back, as a damaged row would be.
-    store._entries.delete(store._entries.numbers("id IN (?, ?)", (entry(2).id, entry(0).id)))
+    store._entries.delete(store._entries.numbers("id IN (?, ?)", (entry(2).id, entry(0).id)), "1", ())
     near, donor = store.nearest_and_donor(ALICE.scope, vector(2), 5, here)
     assert [e.id for e, _ in near] == [entry(1).id]
     assert donor is not None

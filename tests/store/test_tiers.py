@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import math
 import os
 import stat
 import threading
@@ -189,6 +190,36 @@ def test_a_damaged_row_is_a_miss_and_is_replaced_by_the_next_write(store: Store)
     assert store.load_prefix([key]) == []
     assert store.put_block(key, span(), ALICE)
     assert len(store.load_prefix([key])) == 1
+
+
+@pytest.mark.parametrize("value", ["text", "", b"\xff", math.inf])
+@pytest.mark.parametrize("column", ["size_bytes", "hits", "compute_ms", "last_used_at"])
+def test_a_number_that_no_checksum_covers_fails_no_request(open_store: OpenStore, column: str, value: object) -> None:
+    """Of a prompt in RAM and of one on disk, with and without known speeds; only a size that is none is a miss."""
+    keys, others = chain(3), chain(2, start=500)
+    store = open_store(NO_RAM)
+    spans = put_chain(store, keys)
+    put_chain(store, others)
+    with store._db.transaction() as connection:
+        connection.execute(f"UPDATE blocks SET {column} = ? WHERE hash = ?", (value, keys[1].hash))
+    some = StoreLimits(4 * span().size_bytes, 1 << 20, eviction="saved_compute")
+    store = open_store(some)
+    store.load_prefix(others)  # measures the disk
+    for ms_per_token in (1e9, None, 1e9):
+        assert len(store.load_prefix(keys, ms_per_token=ms_per_token)) == (1 if column == "size_bytes" else 3)
+    assert store.counters()["damaged_blocks"] == (column == "size_bytes")
+    for key in store.missing(keys):
+        assert store.put_block(key, spans[keys.index(key)], ALICE)
+    with store._db.transaction() as connection:
+        connection.execute(f"UPDATE blocks SET {column} = ? WHERE hash = ?", (value, keys[1].hash))
+    for ms_per_token in (1e9, None, 1e9):  # measures RAM too
+        loaded = store.load_prefix(keys, ms_per_token=ms_per_token)
+        assert all(same(left, right) for left, right in zip(loaded, spans, strict=True))
+    put_chain(store, chain(4, start=900))  # RAM lets something go
+    store.check(fix=True)
+    assert store.check().problems == ()
+    status = store.tier_status()["ram"]
+    assert status.used_bytes == status.items * span().size_bytes <= status.limit_bytes
 
 
 def test_a_row_cannot_point_outside_the_folder(open_store: OpenStore, tmp_path: Path) -> None:

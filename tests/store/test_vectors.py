@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -115,6 +119,54 @@ def test_a_scope_is_loaded_once_and_damaged_rows_are_left_out() -> None:
     for _ in range(2):
         assert [name for name, _ in ours.nearest("s", np.array([1.0, 0.0]), 5, P)] == ["ok"]
     assert calls == ["s"]
+
+
+def test_a_scope_that_is_being_read_keeps_no_other_waiting() -> None:
+    begun, may_end, calls = threading.Event(), threading.Event(), []
+
+    def load(scope: str) -> list[tuple[str, tuple[str, str, str, str], bytes]]:
+        calls.append(scope)
+        if scope == "large":
+            begun.set()
+            assert may_end.wait(60)
+        return [("ok", tuple(P), vector(1).tobytes())]
+
+    ours = VectorIndex(load)
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            asked = pool.submit(ours.nearest, "large", vector(1), 1, P)
+            assert begun.wait(60)
+            removed = pool.submit(ours.remove, "large", "ok")  # waits for what is being read, else it would come back
+            others = [
+                pool.submit(ours.add, "small", "new", P, vector(2)),
+                pool.submit(lambda: (ours.has("other", P), ours.nearest("other", vector(1), 1, P))),
+            ]
+            for other in others:
+                other.result(timeout=60)
+            assert not asked.done()
+            assert not removed.done()
+        finally:
+            may_end.set()
+        assert [name for name, _ in asked.result()] == ["ok"]
+        removed.result()
+    assert not ours.has("large", P)
+    assert sorted(calls) == ["large", "other", "small"]
+
+
+def test_a_scope_that_could_not_be_read_is_read_again() -> None:
+    calls = []
+
+    def load(scope: str) -> list[tuple[str, tuple[str, str, str, str], bytes]]:
+        calls.append(scope)
+        if len(calls) == 1:
+            raise sqlite3.OperationalError("disk I/O error")
+        return [("ok", tuple(P), vector(1).tobytes())]
+
+    ours = VectorIndex(load)
+    with pytest.raises(sqlite3.OperationalError):
+        ours.has("s", P)
+    ours.remove("s", "ok")  # of what is not read nothing has to be removed
+    assert ours.has("s", P)
 
 
 @FEW

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ ENTRIES = {
     )
 }  # fmt: skip
 ALIASES = {(item.scope, item.request_key): item for item in (alias(1), alias(2), alias(2, "second"))}
-EVIDENCE = {item.entry_id: item for item in (evidence(1), evidence(2))}
+EVIDENCE = {item.entry_id: item for item in (evidence(1), evidence(2, num_same=7))}
 TTL_S = 10**7
 STATE = '{"weights": [0.5, 0.25]}'
 HERE = Partition("fp1", "ctx", "par", "minilm")
@@ -161,7 +162,8 @@ def are_near(scope: str, pairs: Sequence[tuple[Entry, float]]) -> None:
 
 def look_around(store: Store) -> None:
     """What people and metrics ask for; the numbers may be off, the answer must come."""
-    store.decisions.recent()
+    store.load_prefix(CHAINS[0][1], ms_per_token=1e6)
+    json.dumps([asdict(item) for item in (*store.decisions.recent(), store.usage())], allow_nan=False)
     store.decisions.of_request("req_1")
     store.decisions.due_audits(9)
     store.decisions.num_due()
@@ -172,8 +174,7 @@ def look_around(store: Store) -> None:
     store.prompt_stored(entry(1).id)
     store.num_pinned()
     store.list_entries(sort="hits", match="question")
-    store.recent_requests()
-    store.usage()
+    json.dumps([asdict(row) for row in store.recent_requests()])
     store.users()
     store.num_entries()
     store.tier_status()
