@@ -7,61 +7,28 @@ our own system can forget what it has in RAM, so only it is measured from disk a
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks.machine import until_quiet
-from benchmarks.peers.answer import Answer, PeerError, Stock, System
+from benchmarks.engine_rounds import Ask, Key, Prompt, Rounds, Sample, rotated
+from benchmarks.peers.answer import Answer, Stock, System
 from benchmarks.peers.apart import Apart
-from benchmarks.peers.memory import peak_memory
 from benchmarks.peers.ours import Ours, Setup
 from benchmarks.peers.restart import ask_after_restart
 
 LLAMA_CPP = "llama_cpp"  # the only peer that can forget its RAM on demand, and read a file instead
 OFF = "semcache_off"  # our engine without look-up and without writes
+STOCK = ("generate", "generate_batch")  # transformers on the stock model: asked less often, it takes longest
 SHARED_TOKENS = 64  # the short prefix, and what follows the long one
 WARM_TOKENS = 8  # answers of warm requests: enough to compare
 NUM_WARM = 5  # warm requests are short, so there are more of them in a repeat
 NUM_RESTARTS = 3
-NUM_MISSES = 3
+NUM_COLD = 3  # rounds in a repeat: what is asked once has the speed that the machine had at that moment
 NUM_MOSTLY_NEW = 4  # rounds in a repeat: a ratio close to 1 needs more than one
 NUM_GAP_STREAMS = 4
 NUM_GAP_ROUNDS = 2  # a 99th percentile of one prompt's chunks would be its slowest chunk
-
-Prompt = Sequence[int]
-Ask = Callable[[], list[Answer]]
-
-
-class Key(NamedTuple):
-    system: str
-    case: str
-    prompt_tokens: int
-    streams: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One time that a system was asked; `streams` answers."""
-
-    answers: list[Answer]
-    peak_mb: float | None
-
-
-@dataclass
-class Seen:
-    """Everything of one row."""
-
-    samples: list[Sample] = field(default_factory=list)
-    through_kv: list[Answer] = field(default_factory=list)
-    firsts: list[Answer] = field(default_factory=list)  # of warm requests in a row, what a user meets
-    num_compared: int = 0
-    margins: list[float] = field(default_factory=list)  # of answers that differ, at the first token that does
-    gaps_ms: list[float] = field(default_factory=list)
-    chunk_and_step_ms: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,23 +59,23 @@ class Bench:
         self, plan: Plan, setup: Setup, home: Path, ours: Ours, generate: Stock, peers: Sequence[System], *,
         num_threads: int, say: Callable[[str], None], seed: int, quiet_s: float = 0,
     ) -> None:  # fmt: skip
+        pids = {peer.name: peer.pid for peer in (generate, *peers) if isinstance(peer, Apart)}
         self.plan = plan
-        self.seen: defaultdict[Key, Seen] = defaultdict(Seen)
+        self._rounds = Rounds(ours.name, generate, setup.device, pids, say=say, quiet_s=quiet_s)
+        self.seen = self._rounds.seen
         self._setup = setup
         self._home = home
         self._ours = ours
         self._generate = generate
         self._peers = peers
         self._num_threads = num_threads
-        self._pids = {peer.name: peer.pid for peer in (generate, *peers) if isinstance(peer, Apart)}
         self._say = say
-        self._quiet_s = quiet_s  # how long a request waits for a quiet moment
         self._rng = random.Random(seed)
 
     def run(self) -> None:
         """A first round that is not counted, then all repeats."""
         self._say("warming up")
-        self._prompts(0, min(self.plan.prompt_tokens), from_disk=False)
+        self._prompts(0, min(self.plan.prompt_tokens), num_cold=1, from_disk=False)
         if self.plan.streams:
             self._streams(0)
         self.seen.clear()
@@ -124,29 +91,15 @@ class Bench:
 
     # One prompt: cold, again, longer, mostly another, from disk, after a restart
 
-    def _prompts(self, repeat: int, num_tokens: int, *, from_disk: bool = True) -> None:
-        ours, num_answer = self._ours, self.plan.answer_tokens
+    def _prompts(self, repeat: int, num_tokens: int, *, num_cold: int = NUM_COLD, from_disk: bool = True) -> None:
         prompt = self._fresh(num_tokens)
         longer = [*prompt, *self._fresh(SHARED_TOKENS)]
-        sampled = ours.ask([prompt], WARM_TOKENS, sampled=True, cache=False)  # the answer that warm requests must give
-        keys = {
-            name: Key(name, "miss" if name == ours.name else "cold", num_tokens, 1)
-            for name in ("generate", OFF, ours.name, *(peer.name for peer in self._peers))
-        }
-        asks: dict[str, Ask] = {
-            "generate": partial(self._generate.ask, [prompt], num_answer),
-            OFF: partial(ours.ask, [prompt], num_answer, cache=False),
-            ours.name: partial(ours.ask, [prompt], num_answer),
-            **{peer.name: partial(peer.ask, [prompt], num_answer) for peer in self._peers},
-        }
-        given = self._in_turn(repeat, {keys[name]: ask for name, ask in asks.items()})
-        stock = given[keys["generate"]]
-        for name, key in keys.items():
-            if name != "generate":
-                self._compare(key, [prompt], given[key], stock)
-
-        for number in range(NUM_MISSES - 1):
-            self._miss_or_off(number, self._fresh(num_tokens))
+        # The answer that warm requests must give.
+        sampled = self._ours.ask([prompt], WARM_TOKENS, sampled=True, cache=False)
+        turn = repeat * NUM_COLD
+        for number in range(1, num_cold):
+            self._cold(turn + number, self._fresh(num_tokens))
+        self._cold(turn, prompt, everybody=True)  # last: llama.cpp knows the last prompt only, and is asked it again
         self._again(prompt, sampled)
         self._longer(repeat, longer)
         for number in range(NUM_MOSTLY_NEW):
@@ -154,36 +107,49 @@ class Bench:
         if from_disk:
             self._from_disk(prompt, sampled)
 
-    def _miss_or_off(self, number: int, prompt: Prompt) -> None:
-        """What look-up and writes cost a miss: a few hundredths, so there is more than one round in a repeat."""
+    def _cold(self, turn: int, prompt: Prompt, *, everybody: bool = False) -> None:
+        """A prompt that nobody has seen, for all in one round; for the stock model only where it is for `everybody`.
+
+        A machine's speed may change within a minute, so nobody is far from what it is paired with: our two arms stand
+        side by side in the middle of the peers, and the slow ones at the ends.
+        """
         ours, num_answer = self._ours, self.plan.answer_tokens
-        off, miss = Key(OFF, "cold", len(prompt), 1), Key(ours.name, "miss", len(prompt), 1)
-        given = self._in_turn(
-            number,
-            {
-                off: partial(ours.ask, [prompt], num_answer, cache=False),
-                miss: partial(ours.ask, [prompt], num_answer),
-            },
-        )
-        self._compare(miss, [prompt], given[miss], given[off])
+        asks: dict[str, Ask] = {
+            "generate": partial(self._generate.ask, [prompt], num_answer),
+            OFF: partial(ours.ask, [prompt], num_answer, cache=False),
+            ours.name: partial(ours.ask, [prompt], num_answer),
+            **{peer.name: partial(peer.ask, [prompt], num_answer) for peer in self._peers},
+        }
+        names = rotated([peer.name for peer in self._peers if peer.name not in STOCK], turn // 2)
+        middle = len(names) // 2
+        names = [*names[:middle], OFF, ours.name, *names[middle:]]
+        if everybody:
+            names = ["generate", *names, *(peer.name for peer in self._peers if peer.name in STOCK)]
+        keys = {name: Key(name, "miss" if name == ours.name else "cold", len(prompt), 1) for name in names}
+        given = self._rounds.to_and_fro(turn, {key: asks[name] for name, key in keys.items()})
+        # Where the stock model has no answer, only what our cache could have changed is compared.
+        expected = given[keys["generate" if everybody else OFF]]
+        for name in keys if everybody else (ours.name,):
+            if name != "generate":
+                self._rounds.compare(keys[name], [prompt], given[keys[name]], expected)
 
     def _again(self, prompt: Prompt, expected: list[Answer]) -> None:
         key = Key(self._ours.name, "warm_ram", len(prompt), 1)
         for number in range(NUM_WARM):
             ask = partial(self._ours.ask, [prompt], WARM_TOKENS, sampled=True, store=False)
             self._ours.spoil_slots(len(prompt))
-            answers = self._record(key, ask)
+            answers = self._rounds.record(key, ask)
             if number == 0:
                 self.seen[key].firsts += answers
-            self._compare(key, [prompt], answers, expected)
+            self._rounds.compare(key, [prompt], answers, expected)
             self._ours.spoil_slots(len(prompt))
             through = ask(stored_logits=False)
             self.seen[key].through_kv += through
-            self._compare(key, [prompt], through, expected)
+            self._rounds.compare(key, [prompt], through, expected)
         for peer in self._peers:
             for _ in range(NUM_WARM):
                 key = Key(peer.name, "warm_ram", len(prompt), 1)
-                self._record(key, partial(peer.ask, [prompt], WARM_TOKENS, sampled=True))
+                self._rounds.record(key, partial(peer.ask, [prompt], WARM_TOKENS, sampled=True))
 
     def _longer(self, repeat: int, prompt: Prompt) -> None:
         """The whole earlier prompt and something behind it; against the same prompt from nothing."""
@@ -192,20 +158,21 @@ class Bench:
             Key("generate", "cold", len(prompt), 1): partial(self._generate.ask, [prompt], WARM_TOKENS),
             Key(OFF, "cold", len(prompt), 1): partial(self._ours.ask, [prompt], WARM_TOKENS, cache=False),
         }
-        given = self._in_turn(repeat, asks)
+        given = self._rounds.in_turn(repeat, asks)
         for number in range(NUM_WARM):
             self._ours.spoil_slots(len(prompt))
-            answers = self._record(shared, partial(self._ours.ask, [prompt], WARM_TOKENS, store=False))
+            answers = self._rounds.record(shared, partial(self._ours.ask, [prompt], WARM_TOKENS, store=False))
             if number == 0:
                 self.seen[shared].firsts += answers
-            self._compare(shared, [prompt], answers, given[Key(OFF, "cold", len(prompt), 1)])
+            self._rounds.compare(shared, [prompt], answers, given[Key(OFF, "cold", len(prompt), 1)])
         for peer in self._peers:
-            self._record(Key(peer.name, "shared_prefix", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
+            key = Key(peer.name, "shared_prefix", len(prompt), 1)
+            self._rounds.record(key, partial(peer.ask, [prompt], WARM_TOKENS))
 
     def _mostly_new(self, number: int, prompt: Prompt) -> None:
         """A short prefix was seen: looking for more of it must not cost more than it saves; against nothing at all."""
         key, plain, stock = (Key(name, "shared_64", len(prompt), 1) for name in (self._ours.name, OFF, "generate"))
-        given = self._in_turn(
+        given = self._rounds.in_turn(
             number,
             {
                 key: partial(self._ours.ask, [prompt], WARM_TOKENS, store=False),
@@ -213,9 +180,9 @@ class Bench:
                 stock: partial(self._generate.ask, [prompt], WARM_TOKENS),
             },
         )
-        self._compare(key, [prompt], given[key], given[plain])
+        self._rounds.compare(key, [prompt], given[key], given[plain])
         for peer in self._peers if number == 0 else ():
-            self._record(Key(peer.name, "shared_64", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
+            self._rounds.record(Key(peer.name, "shared_64", len(prompt), 1), partial(peer.ask, [prompt], WARM_TOKENS))
 
     def _from_disk(self, prompt: Prompt, expected: list[Answer]) -> None:
         """Out of files that have left the page cache; and in a new process, with the page cache as it is."""
@@ -228,17 +195,17 @@ class Bench:
 
             ask = partial(ours.ask, [prompt], WARM_TOKENS, sampled=True, store=False, stored_logits=has_logits)
             if has_logits:
-                answers = self._record(disk, ask)
+                answers = self._rounds.record(disk, ask)
             else:
                 answers = ask()
                 self.seen[disk].through_kv += answers
-            self._compare(disk, [prompt], answers, expected)
+            self._rounds.compare(disk, [prompt], answers, expected)
         ours.close_store(drop_page_cache=False)
         try:
             for _ in range(NUM_RESTARTS):
                 answer = ask_after_restart(self._setup, self._home, prompt, WARM_TOKENS, num_threads=self._num_threads)
                 self.seen[restart].samples.append(Sample([answer], None))
-                self._compare(restart, [prompt], [answer], expected)
+                self._rounds.compare(restart, [prompt], [answer], expected)
         finally:
             ours.open_store()
         for peer in self._peers:
@@ -246,7 +213,7 @@ class Bench:
                 file = self._home.parent / "llama-state.bin"
                 key = Key(peer.name, "restart", len(prompt), 1)
                 for _ in range(NUM_RESTARTS):
-                    self._record(key, partial(_after_restore, peer, prompt, file))
+                    self._rounds.record(key, partial(_after_restore, peer, prompt, file))
 
     # Several at once
 
@@ -258,7 +225,7 @@ class Bench:
             alone = [
                 answer
                 for prompt in prompts
-                for answer in self._record(
+                for answer in self._rounds.record(
                     Key(self._ours.name, "miss", num_tokens, 1),
                     partial(self._ours.ask, [prompt], plan.answer_tokens, store=False),
                 )
@@ -270,8 +237,8 @@ class Bench:
             for peer in self._peers:
                 key = Key(peer.name, "cold", num_tokens, num_streams)
                 asks[key] = partial(peer.ask, prompts, plan.answer_tokens)
-            for key, answers in self._in_turn(repeat, asks).items():
-                self._compare(key, prompts, answers, alone)
+            for key, answers in self._rounds.in_turn(repeat, asks).items():
+                self._rounds.compare(key, prompts, answers, alone)
 
     def _gaps(self, number: int) -> None:
         """How long running streams wait for each other's next token while a long prompt is computed beside them.
@@ -299,38 +266,6 @@ class Bench:
 
     def _fresh(self, num_tokens: int) -> list[int]:
         return [self._rng.randrange(self._ours.engine.info.vocab_size) for _ in range(num_tokens)]
-
-    def _in_turn(self, repeat: int, asks: dict[Key, Ask]) -> dict[Key, list[Answer]]:
-        """Ask each once; in every other repeat backwards, and then another one begins.
-
-        Whoever comes right behind our own engine finds it and its weights warm: nobody always does.
-        """
-        order = list(asks)
-        start = repeat // 2 % len(order)
-        order = [*order[start:], *order[:start]]
-        return {key: self._record(key, asks[key]) for key in (reversed(order) if repeat % 2 else order)}
-
-    def _record(self, key: Key, ask: Ask) -> list[Answer]:
-        """A peer that fails leaves a gap in the table; the others go on."""
-        until_quiet(timeout_s=self._quiet_s)
-        try:
-            with peak_memory(self._setup.device, self._pids.get(key.system)) as peak:
-                answers = ask()
-        except PeerError as error:
-            if key.system.startswith(self._ours.name):
-                raise
-            self._say(str(error))
-            return []
-        self.seen[key].samples.append(Sample(answers, peak.mb))
-        return answers
-
-    def _compare(self, key: Key, prompts: Sequence[Prompt], ours: list[Answer], expected: list[Answer]) -> None:
-        """Count answers that differ from the expected ones, with the margin that the stock model sees between them."""
-        for prompt, answer, other in zip(prompts, ours, expected, strict=bool(ours)):
-            if answer.tokens and other.tokens:
-                self.seen[key].num_compared += 1
-                margin = self._generate.margin(prompt, answer.tokens, other.tokens)
-                self.seen[key].margins += [margin] if margin is not None else []
 
 
 def _after_restore(peer: Apart, prompt: Prompt, file: Path) -> list[Answer]:

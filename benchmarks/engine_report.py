@@ -1,6 +1,6 @@
 """Rows, ratios and bars out of what was seen; medians everywhere.
 
-Ratios are of medians, or, where little is to be seen, medians of the ratios of what was asked in the same round.
+Ratios are of medians or, where a machine that drifts would decide, medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.engine_cases import OFF, SHARED_TOKENS, Key, Plan, Seen
+from benchmarks.engine_cases import OFF, SHARED_TOKENS, STOCK, Plan
+from benchmarks.engine_rounds import Key, Seen
 from benchmarks.peers.answer import Answer
 
 _OURS = "semcache"
@@ -47,6 +48,8 @@ class Row:
     each_ttft_ms: tuple[float | None, ...]  # in the order of asking
     each_total_ms: tuple[float | None, ...]
     each_settled_ms: tuple[float | None, ...]
+    each_tpot_ms: tuple[float | None, ...]
+    each_round: tuple[int | None, ...]  # equal for what was asked in the same round; None outside of rounds
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def _row(key: Key, seen: Seen) -> Row:
         divergences=len(seen.margins) if seen.num_compared else None,
         max_divergence_margin=max(seen.margins, default=None),
         each_ttft_ms=tuple(a.ttft_ms for a in answers), each_total_ms=tuple(a.total_ms for a in answers),
-        each_settled_ms=tuple(a.settled_ms for a in answers),
+        each_settled_ms=tuple(a.settled_ms for a in answers), each_tpot_ms=tuple(a.tpot_ms for a in answers),
+        each_round=tuple(sample.round for sample in seen.samples for _ in sample.answers),
     )  # fmt: skip
 
 
@@ -123,9 +127,11 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
     def cold(what: str) -> float | None:
         return _least(at(what, "miss"), at(what, "cold", "generate"))
 
-    def each(what: str, case: str, system: str = _OURS) -> tuple[float | None, ...]:
+    def each(what: str, case: str, system: str = _OURS) -> dict[int, float]:
+        """By round."""
         row = found.get((system, case, num, 1))
-        return getattr(row, what) if row is not None else ()
+        values = zip(row.each_round, getattr(row, what), strict=True) if row is not None else ()
+        return {number: value for number, value in values if number is not None and value is not None}
 
     cold_shared = _least(*(at("ttft_ms", "cold", name, num_shared) for name in ("generate", OFF)))
     rate8 = at("tokens_per_s", "miss", num_tokens=num_streamed, streams=8)
@@ -140,7 +146,7 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
         "second_token_uncached_disk": _over(cold("second_token_ms"), at("second_token_ms", "warm_disk")),
         "shared_prefix": _over(cold_shared, at("ttft_ms", "shared_prefix", num_tokens=num_shared)),
         "shared_64": _paired(
-            tuple(map(_least, each("each_ttft_ms", "shared_64", "generate"), each("each_ttft_ms", "shared_64", OFF))),
+            _faster(each("each_ttft_ms", "shared_64", "generate"), each("each_ttft_ms", "shared_64", OFF)),
             each("each_ttft_ms", "shared_64"),
         ),
         "miss_ttft": _over(at("ttft_ms", "miss"), at("ttft_ms", "cold", "generate")),
@@ -152,10 +158,10 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
         "gap_vs_chunk_and_step": _over(gap, chunk + step if chunk is not None and step is not None else None),
     } | {
         f"{what}_vs_{peer}": ratio
-        for peer in sorted({row.system for row in found.values()} - {_OURS, OFF, "generate", "generate_batch"})
+        for peer in sorted({row.system for row in found.values()} - {_OURS, OFF, *STOCK})
         for what, ratio in {
-            "cold_ttft": _over(at("ttft_ms", "miss"), at("ttft_ms", "cold", peer)),
-            "tpot": _over(at("tpot_ms", "miss"), at("tpot_ms", "cold", peer)),
+            "cold_ttft": _paired(each("each_ttft_ms", "miss"), each("each_ttft_ms", "cold", peer)),
+            "tpot": _paired(each("each_tpot_ms", "miss"), each("each_tpot_ms", "cold", peer)),
             "warm_second_token": _over(at("second_token_ms", "warm_ram"), at("second_token_ms", "warm_ram", peer)),
             "restart": _over(at("second_token_ms", "restart"), at("second_token_ms", "restart", peer)),
             "streams8": _over(rate8, at("tokens_per_s", "cold", peer, num_streamed, 8)),
@@ -255,9 +261,14 @@ def _least(*values: float | None) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _paired(above: Iterable[float | None], below: Iterable[float | None]) -> float | None:
-    """The median ratio of what was asked in the same round."""
-    return _median(map(_over, above, below))
+def _faster(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """The less of the two in each round that has both: one alone could be the slower one."""
+    return {number: min(one[number], other[number]) for number in one.keys() & other.keys()}
+
+
+def _paired(above: Mapping[int, float], below: Mapping[int, float]) -> float | None:
+    """The median ratio of what was asked in the same round; a round in which one of them is missing says nothing."""
+    return _median(_over(above[number], below[number]) for number in above.keys() & below.keys())
 
 
 def _over(above: float | None, below: float | None) -> float | None:

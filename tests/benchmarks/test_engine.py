@@ -8,17 +8,16 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import engine
-from benchmarks.engine_cases import LLAMA_CPP, Bench, Key, Plan, Sample, Seen
+from benchmarks.engine_cases import LLAMA_CPP, NUM_COLD, OFF, Plan
 from benchmarks.engine_report import Bar, bars, draw, ratios_of, rows_of, table
+from benchmarks.engine_rounds import Key, Rounds, Sample, Seen
 from benchmarks.peers.answer import Answer, PeerError
 from benchmarks.peers.llama import LlamaCpp
-from benchmarks.peers.ours import Setup
 from benchmarks.peers.server import Server
 from benchmarks.peers.stock import Generate
 
@@ -68,6 +67,11 @@ def test_every_case_is_measured_on_our_system_and_the_peers_are_beside_it(found:
     assert all(r[name] > 0 for r in (with_stores, without) for name in ("gap_p99_ms", "chunk_ms", "step_ms"))
     # Asked in turn, so that none is compared with another moment.
     assert len({row(found, name, "shared_64")["samples"] for name in ("semcache", "semcache_off", "generate")}) == 1
+    in_rounds = [row(found, name, "miss" if name == "semcache" else "cold") for name in ("semcache", OFF)]
+    assert all(r["each_round"] == in_rounds[0]["each_round"] and r["samples"] == NUM_COLD for r in in_rounds)
+    for name in {r["system"] for r in found["rows"]} & {LLAMA_CPP}:
+        assert row(found, name, "cold")["each_round"] == in_rounds[0]["each_round"]
+        assert found["ratios"][f"cold_ttft_vs_{name}"] > 0 < found["ratios"][f"tpot_vs_{name}"]
     assert row(found, "semcache", "warm_ram")["ttft_through_kv_ms"] > 0
 
 
@@ -100,7 +104,8 @@ def answer(*stamps: float, ended: float = 1.0, settled: float | None = None, cac
 
 
 def seen(*answers: Answer, **more: Any) -> Seen:
-    return Seen(samples=[Sample([one], 1.0) for one in answers], **more)
+    """One answer in each round."""
+    return Seen(samples=[Sample([one], 1.0, number) for number, one in enumerate(answers)], **more)
 
 
 def test_ratios_use_the_faster_cold_side_and_medians() -> None:
@@ -248,15 +253,13 @@ def test_a_server_that_refuses_everything_is_named(web: Any) -> None:
 def test_a_peer_that_fails_leaves_a_gap_and_ours_may_not(web: Any) -> None:
     web.refuses = ("ids", "text", "chat")
     server, said = Server("peer", f"http://127.0.0.1:{web.server_port}"), list[str]()
-    ours: Any = SimpleNamespace(name="semcache")
-    setup, generate = Setup("", "cpu", "auto", 1, 64), Generate(None)
-    bench = Bench(PLAN, setup, Path(), ours, generate, (server,), num_threads=1, say=said.append, seed=0)
+    rounds = Rounds("semcache", Generate(None), "cpu", {}, say=said.append, quiet_s=0)
     key = Key("peer", "cold", 4, 1)
-    assert bench._record(key, lambda: server.ask([[1, 2, 3, 4]], 5)) == []
-    assert key not in bench.seen
+    assert rounds.record(key, lambda: server.ask([[1, 2, 3, 4]], 5)) == []
+    assert key not in rounds.seen
     assert said == ["peer: /v1/chat/completions gave 400: {}"]
     with pytest.raises(PeerError):
-        bench._record(key._replace(system="semcache"), lambda: server.ask([[1, 2, 3, 4]], 5))
+        rounds.record(key._replace(system="semcache"), lambda: server.ask([[1, 2, 3, 4]], 5))
     server.close()
 
 
