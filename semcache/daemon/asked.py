@@ -16,10 +16,7 @@ from semcache.errors import PromptTooLongError, UsageError
 
 def tokenise(served: Served, ask: Ask) -> list[int]:
     """The prompt's token ids; raises UsageError for none and PromptTooLongError where no room is left to answer."""
-    if ask.raw_prompt:
-        tokens = served.tokenizer.encode_text(ask.messages[-1].content)
-    else:
-        tokens = served.tokenizer.encode_chat(ask.messages, dict(ask.template_options))
+    tokens = served.tokenizer.encode_chat(ask.messages, dict(ask.template_options))
     if not tokens:
         raise UsageError("the prompt has no tokens", param="messages")
     if len(tokens) >= served.info.context_tokens:

@@ -19,7 +19,6 @@ class Ask:
     options: CacheOptions
     model: str | None = None
     template_options: tuple[tuple[str, str], ...] = ()
-    raw_prompt: bool = False  # the text itself, without a chat template
     explains: bool = False  # the receipt tells every candidate
 
 

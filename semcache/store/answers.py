@@ -110,6 +110,8 @@ class Answers:
         for batch in batches(numbers):
             deleted = self.entries.delete(batch, where, params)
             self.unindex(deleted)
+            for scope in {scope for scope, _ in deleted}:
+                self._vectors.let_go(scope)
             num += len(deleted)
         return num
 

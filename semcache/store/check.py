@@ -19,6 +19,7 @@ from semcache.store.pins import Pins
 from semcache.store.rows import Fault, Rowids
 from semcache.store.tensors import DamageError
 from semcache.store.tiers import Tiers
+from semcache.store.usage import UsageBook
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Problem:
     """One thing that does not fit. `item` is an entry id, a path below `kv/`, a scope, or the database."""
 
     # damaged_entry, damaged_block, unreadable_block, stray_file, leftover_temp, database, damaged_alias, orphan_alias,
-    # damaged_evidence, orphan_evidence, damaged_pin, orphan_pin
+    # damaged_evidence, orphan_evidence, damaged_pin, orphan_pin, damaged_history
     kind: str
     item: str
     detail: str
@@ -99,6 +100,7 @@ class Check:
         aliases: Aliases,
         evidence: EvidenceTable,
         pins: Pins,
+        usage: UsageBook,
         blocks: Blocks,
         tiers: Tiers,
         files: Files,
@@ -108,6 +110,7 @@ class Check:
         self._aliases = aliases
         self._evidence = evidence
         self._pins = pins
+        self._usage = usage
         self._blocks = blocks
         self._tiers = tiers
         self._files = files
@@ -119,7 +122,7 @@ class Check:
         database = self._check_database(fix=fix)
         size_bytes = self._check_blocks(fix=fix)
         # Entries first: what only leads to a damaged one goes with it.
-        for table in (self._entries, self._aliases, self._evidence, self._pins):
+        for table in (self._entries, self._aliases, self._evidence, self._pins, self._usage):
             for fault in table.faults():
                 fixed = fix and self._delete(fault, table.faults)
                 self._found(fault.kind, fault.item, fault.detail, fixed=fixed)

@@ -41,6 +41,10 @@ class Codes:
         self._codes[first:stop] = (rows / scales[:, None]).round().to(torch.int8)
         self._scales[first:stop] = scales
 
+    def cut(self, num: int) -> None:
+        """Keep the first rows and no room for more."""
+        self._codes, self._scales = self._codes[:num].clone(), self._scales[:num].clone()
+
     def move(self, source: int, target: int) -> None:
         self._codes[target] = self._codes[source]
         self._scales[target] = self._scales[source]

@@ -118,8 +118,9 @@ class Erasure:
         """Delete everything of a user, history and databases that were put aside too; how many entries and blocks."""
         deleted, _ = self._clear(None, user, None, keep_pinned=False)
         with self._deleting():
+            damaged = self._usage.faults()
             with self._db.transaction() as connection:
-                self._usage.forget(connection, user)
+                self._usage.forget(connection, user, damaged)
             # What an eviction or a broken write left behind may have been this user's: no row says so any more.
             num_swept, stuck = sweep(self._tiers.disk.folder, self._db, self._blocks, self._files)
         self._incidents.count("swept_files", num_swept)

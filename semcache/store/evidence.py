@@ -49,10 +49,12 @@ _INSERT = (
     "WHERE EXISTS (SELECT 1 FROM entries WHERE id = :entry_id AND scope = :scope)"
 )
 _STATE = ("scope", "state")
+# The same pairs twice: of one that is damaged in a table the other one still knows. One too many names no wording.
+_NEGATIVES = ("negatives", "negative_copies")
 
 
 class EvidenceTable:
-    """The tables `scope_evidence`, `entry_evidence` and `negatives`; foreign keys end evidence with its entry."""
+    """The tables of evidence and of negative pairs; foreign keys end evidence with its entry."""
 
     def __init__(self, db: Database, incidents: Incidents, clock: Callable[[], float]) -> None:
         self._db = db
@@ -104,21 +106,33 @@ class EvidenceTable:
     def add_negative(self, scope: str, pair_key: str) -> bool:
         """Remember that two prompts do not ask the same; the oldest pairs of a scope leave when there are too many."""
         with self._incidents.writing("negative pair"), self._db.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO negatives (scope, pair_key, at) VALUES (?, ?, ?)",
-                (scope, pair_key, self._clock()),
-            )
-            connection.execute(
-                "DELETE FROM negatives WHERE scope = ? AND number <= "
-                "(SELECT number FROM negatives WHERE scope = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
-                (scope, scope, MAX_NEGATIVES_PER_SCOPE),
-            )
+            for table in _NEGATIVES:
+                connection.execute(
+                    f"INSERT OR REPLACE INTO {table} (scope, pair_key, at) VALUES (?, ?, ?)",  # noqa: S608
+                    (scope, pair_key, self._clock()),
+                )
+                connection.execute(
+                    f"DELETE FROM {table} WHERE scope = ? AND number <= "  # noqa: S608
+                    f"(SELECT number FROM {table} WHERE scope = ? ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                    (scope, scope, MAX_NEGATIVES_PER_SCOPE),
+                )
             return True
         return False
 
     def _negatives(self, scope: str) -> frozenset[str]:
-        rows = self._db.rows("SELECT pair_key FROM negatives WHERE scope = ?", (scope,))
-        return frozenset(str(row["pair_key"]) for row in rows)
+        """What either table says; where they differ it is written to both."""
+        with self._db.lock:
+            one, other = (
+                frozenset(
+                    str(row["pair_key"])
+                    for row in self._db.rows(f"SELECT pair_key FROM {table} WHERE scope = ?", (scope,))  # noqa: S608
+                )
+                for table in _NEGATIVES
+            )
+            for pair_key in one ^ other:
+                self._incidents.damage("damaged_evidence", "negative pair", "only one of its two rows is there")
+                self.add_negative(scope, pair_key)
+        return one | other
 
     def _whole(self, table: str, names: Sequence[str], key: str, value: str) -> list[sqlite3.Row]:
         rows = self._db.rows(f"SELECT rowid AS number, * FROM {table} WHERE {key} = ?", (value,))  # noqa: S608
@@ -154,7 +168,7 @@ class EvidenceTable:
                 "AND scope NOT IN (SELECT scope FROM entries)))"
             )
             params = (*params, own, f"{own}#", f"{own}#", json.dumps(list(touched)))
-        for table in ("scope_evidence", "negatives"):
+        for table in ("scope_evidence", *_NEGATIVES):
             connection.execute(f"DELETE FROM {table} WHERE {where}", params)  # noqa: S608
 
     def faults(self, among: Rowids = ALL_ROWS) -> list[Fault]:

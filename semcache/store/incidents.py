@@ -14,9 +14,10 @@ LOG = logging.getLogger("semcache.store")
 
 # Shown as 0 before the first one.
 COUNTERS = (
-    "damaged_blocks", "damaged_entries", "damaged_aliases", "damaged_evidence", "damaged_decisions", "hash_collisions",
-    "evicted_blocks", "evicted_entries", "evicted_aliases", "expired_blocks", "expired_entries", "write_failures",
-    "read_failures", "unlink_failures", "refused_embeddings", "swept_files", "dropped_writes", "computed_instead",
+    "damaged_blocks", "damaged_entries", "damaged_aliases", "damaged_evidence", "damaged_decisions",
+    "damaged_history", "hash_collisions", "evicted_blocks", "evicted_entries", "evicted_aliases", "expired_blocks",
+    "expired_entries", "write_failures", "read_failures", "unlink_failures", "refused_embeddings", "swept_files",
+    "dropped_writes", "computed_instead",
 )  # fmt: skip
 
 # A full disk fails every write; one line a minute says it as well as thousands.

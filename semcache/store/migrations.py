@@ -11,6 +11,7 @@ from sqlite_utils.migrations import Migrations
 
 from semcache.errors import StoreError
 from semcache.store.database import corruption
+from semcache.store.rows import checksum
 
 SCHEMA = Migrations("semcache.store")
 
@@ -258,6 +259,32 @@ def _sorts(db: sqlite_utils.Database) -> None:
     db.execute("CREATE INDEX entries_size ON entries (size_bytes)")
 
 
+def _copies(db: sqlite_utils.Database) -> None:
+    # A lost pair is an answer that is served again although it was marked wrong; damage hits one of two.
+    db.execute("""
+        CREATE TABLE negative_copies (
+            number INTEGER PRIMARY KEY,
+            scope TEXT NOT NULL,
+            pair_key TEXT NOT NULL,
+            at REAL NOT NULL,
+            UNIQUE (scope, pair_key)
+        )""")
+    db.execute("CREATE INDEX negative_copies_age ON negative_copies (scope, number)")
+    db.execute("INSERT OR IGNORE INTO negative_copies SELECT number, scope, pair_key, at FROM negatives")
+
+
+def _history(db: sqlite_utils.Database) -> None:
+    names = (
+        "id", "at", "user", "model", "outcome", "reason", "strategy", "scope", "state", "error", "prompt", "answer",
+        "receipt",
+    )  # fmt: skip
+    db.execute("ALTER TABLE requests ADD COLUMN checksum TEXT NOT NULL DEFAULT ''")
+    for (number,) in db.execute("SELECT number FROM requests").fetchall():
+        row = db.execute(f"SELECT {', '.join(names)} FROM requests WHERE number = ?", (number,)).fetchone()  # noqa: S608
+        value = checksum(dict(zip(names, row, strict=True)), names)
+        db.execute("UPDATE requests SET checksum = ? WHERE number = ?", (value, number))
+
+
 # Called, not used as decorators: sqlite-utils' decorator is untyped.
 SCHEMA(name="0001_blocks")(_blocks)
 SCHEMA(name="0002_entries")(_entries)
@@ -272,10 +299,13 @@ SCHEMA(name="0010_pins")(_pins)
 SCHEMA(name="0011_expiry")(_expiry)
 SCHEMA(name="0012_newest")(_newest)
 SCHEMA(name="0013_sorts")(_sorts)
+SCHEMA(name="0014_copies")(_copies)
+SCHEMA(name="0015_history")(_history)
 
 KNOWN = (
     "0001_blocks", "0002_entries", "0003_requests", "0004_usage", "0005_aliases", "0006_evidence", "0007_decisions",
     "0008_openings", "0009_children", "0010_pins", "0011_expiry", "0012_newest", "0013_sorts",
+    "0014_copies", "0015_history",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class Store:
         self.openings = Openings(db, self._entries, self._incidents, clock)
         self._pins = Pins(db, total_bytes=limits.disk_bytes, user_bytes=limits.user_quota_bytes)
         self._answers = Answers(db, self._entries, self.aliases, self._pins, self._incidents, clock)
-        self._usage = UsageBook(db)
+        self._usage = UsageBook(db, self._incidents)
         self._budget = DiskBudget(
             limits, db=db, answers=self._answers, aliases=self.aliases, pins=self._pins, tiers=self._tiers,
             blocks=self._blocks, incidents=self._incidents,
@@ -350,8 +350,9 @@ class Store:
         """Compare rows and files; with `fix` delete what does not fit."""
         try:
             check = Check(
-                self._db, self._entries, self.aliases, self.evidence, self._pins, self._blocks, self._tiers, self._files
-            )
+                self._db, self._entries, self.aliases, self.evidence, self._pins, self._usage, self._blocks,
+                self._tiers, self._files,
+            )  # fmt: skip
             return check.run(fix=fix)
         except sqlite3.Error as error:
             raise StoreError(f"the check could not finish: {error}; restart the daemon and check again") from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from semcache.store.database import Database
+from semcache.store.incidents import Incidents
 from semcache.store.newest import drop_oldest, end_bytes, size_of
-from semcache.store.rows import number, with_utf8
+from semcache.store.rows import ALL_ROWS, Fault, Rowids, checksum, drop_damaged, number, with_utf8
 
 # History is for people to look at; the counters keep the sums.
 MAX_HISTORY_ROWS = 10_000
@@ -106,9 +107,10 @@ _SUMS = (
     "accepted_tokens", "saved_ms",
 )  # fmt: skip
 _INSERT_HISTORY = (
-    f"INSERT INTO requests ({', '.join(_HISTORY)}, end_bytes) "  # noqa: S608 - our own column names
-    f"VALUES ({', '.join(':' + name for name in _HISTORY)}, {end_bytes('requests')})"
+    f"INSERT INTO requests ({', '.join(_HISTORY)}, checksum, end_bytes) "  # noqa: S608 - our own column names
+    f"VALUES ({', '.join(':' + name for name in _HISTORY)}, :checksum, {end_bytes('requests')})"
 )
+_SELECT = f"SELECT number, {', '.join(_HISTORY)}, checksum FROM requests"  # noqa: S608 - our own column names
 _ADD_USAGE = (
     f"INSERT INTO usage (user, {', '.join(_SUMS)}, first_seen, last_seen) "  # noqa: S608 - our own column names
     f"VALUES (:user, {', '.join(':' + name for name in _SUMS)}, :at, :at) ON CONFLICT (user) DO UPDATE SET "
@@ -120,11 +122,10 @@ _OF_PRINCIPAL = (
 )
 # Whose an entry was that is gone is not known any more, so the prompts of all of them go. In a CASE, because SQLite may
 # look at the parts of an AND in any order, and what is no JSON fails the whole statement.
-_FORGET_MATCHES = """
-    UPDATE requests SET receipt = json_set(receipt, '$.cache.matched_prompt', NULL)
+_WITH_GONE = f"""{_SELECT}
     WHERE number > ? AND number <= ? AND CASE WHEN typeof(receipt) = 'text' AND json_valid(receipt) THEN
         json_extract(receipt, '$.cache.matched_prompt') IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM entries WHERE id = json_extract(receipt, '$.cache.entry')) END"""
+        AND NOT EXISTS (SELECT 1 FROM entries WHERE id = json_extract(receipt, '$.cache.entry')) END"""  # noqa: S608
 # Receipts looked through at once: about as many bytes as other long work holds the lock for.
 _PAGE_ROWS = 256
 # One step in an index for each user, however many rows that user has.
@@ -138,32 +139,46 @@ _WITH_USERS = ("usage", "entries", "blocks", "aliases")
 
 
 class UsageBook:
-    """The tables `requests` and `usage`."""
+    """The tables `requests` and `usage`.
 
-    def __init__(self, db: Database) -> None:
+    A history row has a checksum, since it is somebody's text: whose, a damaged one does not say. A sum has none.
+    """
+
+    def __init__(self, db: Database, incidents: Incidents) -> None:
         self._db = db
+        self._incidents = incidents
 
     def record(self, record: UsageRecord) -> None:
         """Add one request to the history and to its user's sums, both or neither."""
         row: dict[str, Any] = {item.name: getattr(record, item.name) for item in fields(UsageRecord)}
-        row["receipt"] = json.dumps(dict(record.receipt))
+        row |= {"receipt": json.dumps(dict(record.receipt)), "at": float(record.at)}
         for name in ("prompt", "answer", "error"):
             row[name] = None if row[name] is None else with_utf8(row[name])
         row["size_bytes"] = size_of(row["prompt"], row["answer"], row["receipt"])
-        row |= {"requests": 1, "errors": int(record.error is not None)}
+        row |= {"checksum": checksum(row, _HISTORY), "requests": 1, "errors": int(record.error is not None)}
         row |= {outcome: int(record.outcome == outcome) for outcome in OUTCOMES}
         cache = record.receipt.get("cache") or {}
         with self._db.transaction() as connection:
             inserted = connection.execute(_INSERT_HISTORY, row).lastrowid
             if cache.get("entry") and inserted is not None:  # it may have been deleted while it was told of
-                connection.execute(_FORGET_MATCHES, (inserted - 1, inserted))
+                _forget_matches(connection, inserted - 1, inserted)
             drop_oldest(connection, "requests", max_rows=MAX_HISTORY_ROWS, max_bytes=MAX_HISTORY_BYTES)
             connection.execute(_ADD_USAGE, row)
 
     def recent(self, limit: int, principal: str | None = None) -> list[HistoryRow]:
         """The newest requests first: of everybody, or of one principal and its sub-users."""
-        sql = f"SELECT {', '.join(_HISTORY)} FROM requests {_OF_PRINCIPAL} ORDER BY number DESC LIMIT :limit"  # noqa: S608
-        return [_history(row) for row in self._db.rows(sql, {"principal": principal, "limit": limit})]
+        sql = f"{_SELECT} {_OF_PRINCIPAL} ORDER BY number DESC LIMIT :limit"
+        rows = self._db.rows(sql, {"principal": principal, "limit": limit})
+        return [_history(row) for row in rows if self._is_whole(row)]
+
+    def _is_whole(self, row: sqlite3.Row) -> bool:
+        """False for a damaged row, which is counted and deleted."""
+        if row["checksum"] == checksum(row, _HISTORY):
+            return True
+        self._incidents.damage("damaged_history", f"request {row['number']}", "checksum does not match")
+        with self._incidents.writing("damaged history"), self._db.transaction() as connection:
+            drop_damaged(connection, "requests", row["number"], _HISTORY)
+        return False
 
     def users(self) -> list[str]:
         """Everybody who asked or stored anything, in order."""
@@ -186,17 +201,47 @@ class UsageBook:
         page = "SELECT max(number) FROM (SELECT number FROM requests WHERE number > ? ORDER BY number LIMIT ?)"
         while (row := self._db.row(page, (after, _PAGE_ROWS))) is not None and row[0] is not None:
             with self._db.transaction() as connection:
-                connection.execute(_FORGET_MATCHES, (after, row[0]))
+                _forget_matches(connection, after, row[0])
             after = row[0]
 
-    def forget(self, connection: sqlite3.Connection, user: str) -> int:
-        """Delete a user's history and sums."""
+    def forget(self, connection: sqlite3.Connection, user: str, damaged: Sequence[Fault]) -> int:
+        """Delete a user's history and sums, and rows that are damaged: these do not say any more whose they were."""
         num_rows = connection.execute("DELETE FROM requests WHERE user = ?", (user,)).rowcount
+        for fault in damaged:
+            num_rows += drop_damaged(connection, "requests", fault.number, _HISTORY)
         return num_rows + connection.execute("DELETE FROM usage WHERE user = ?", (user,)).rowcount
+
+    def faults(self, among: Rowids = ALL_ROWS) -> list[Fault]:
+        """History rows that are damaged, without deleting anything; lets others in between."""
+        found: list[Fault] = []
+        after, last = among
+        sql = f"{_SELECT} WHERE number > ? AND number <= ? ORDER BY number LIMIT ?"
+        while page := self._db.rows(sql, (after, last, _PAGE_ROWS)):
+            after = page[-1]["number"]
+            found += [
+                Fault("damaged_history", str(row["id"]), "checksum does not match", "requests", row["number"])
+                for row in page
+                if row["checksum"] != checksum(row, _HISTORY)
+            ]
+        return found
+
+
+def _forget_matches(connection: sqlite3.Connection, after: int, last: int) -> None:
+    for row in connection.execute(_WITH_GONE, (after, last)).fetchall():
+        if row["checksum"] != checksum(row, _HISTORY):  # nobody is shown it, and it must not keep the prompt
+            connection.execute("DELETE FROM requests WHERE number = ?", (row["number"],))
+            continue
+        receipt = json.loads(row["receipt"])
+        receipt["cache"]["matched_prompt"] = None
+        changed = {name: row[name] for name in _HISTORY} | {"receipt": json.dumps(receipt)}
+        connection.execute(
+            "UPDATE requests SET receipt = ?, checksum = ? WHERE number = ?",
+            (changed["receipt"], checksum(changed, _HISTORY), row["number"]),
+        )
 
 
 def _history(row: sqlite3.Row) -> HistoryRow:
-    """Damage to a history row costs what it hit: a text is shown as it is, a receipt is empty."""
+    """A row that was damaged before rows had a checksum costs what was hit: its receipt is empty."""
     values: dict[str, Any] = {name: value if (value := row[name]) is None else str(value) for name in _HISTORY}
     try:
         receipt = json.loads(row["receipt"])

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from semcache.store.codes import Codes, can_code
 from semcache.store.incidents import LOG
+from semcache.store.numbering import Numbering
 
-FIRST_ROWS = 64
+FIRST_ROWS = 8
 MAX_DIM = 8192
 PAGE_ROWS = 4096  # read from SQLite at once
 # From here on memory limits a search, and one over codes is three times as fast.
@@ -61,14 +62,17 @@ class Scores(NamedTuple):
 
 
 class _Matrix:
-    """Unit vectors of one embedder in one scope, contiguous; a removed row is filled with the last one."""
+    """Unit vectors of one embedder in one scope, contiguous; a removed row is filled with the last one.
+
+    It takes memory by the rows that it has, not by those that it ever had: a scope lives as long as its user.
+    """
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self.ids: list[str] = []
         self._rows: NDArray[np.float32] = np.empty((FIRST_ROWS, dim), dtype=np.float32)
         self._partitions: NDArray[np.int32] = np.empty(FIRST_ROWS, dtype=np.int32)
-        self._interned: dict[Partition, int] = {}
+        self._interned: Numbering[Partition] = Numbering()
         self._position: dict[str, int] = {}
         self._codes: Codes | None = None
 
@@ -80,10 +84,12 @@ class _Matrix:
             at = self._position.setdefault(entry_id, len(self.ids))
             if at == len(self.ids):
                 self.ids.append(entry_id)
-            elif at < first:
-                replaced.add(at)
+            else:
+                self._interned.let_go(int(self._partitions[at]))
+                if at < first:
+                    replaced.add(at)
             self._rows[at] = vector
-            self._partitions[at] = self._interned.setdefault(partition, len(self._interned))
+            self._partitions[at] = self._interned.hold(partition)
         if self._codes is None and can_code(self.dim) and len(self.ids) >= CODED_ROWS:
             self._codes, first, replaced = Codes(self.dim), 0, set()
         if self._codes is not None:
@@ -102,6 +108,7 @@ class _Matrix:
         at = self._position.pop(entry_id, None)
         if at is None:
             return
+        self._interned.let_go(int(self._partitions[at]))
         last = len(self.ids) - 1
         if at != last:
             self._rows[at] = self._rows[last]
@@ -111,12 +118,25 @@ class _Matrix:
             self.ids[at] = self.ids[last]
             self._position[self.ids[at]] = at
         self.ids.pop()
+        if FIRST_ROWS < self._rows.shape[0] >= 4 * len(self.ids):
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Half as many rows as there is room for: far from growing and from shrinking again."""
+        num = len(self.ids)
+        spare = max(FIRST_ROWS, 2 * num) - num
+        self._rows = np.concatenate([self._rows[:num], np.empty((spare, self.dim), dtype=np.float32)])
+        self._partitions = np.concatenate([self._partitions[:num], np.empty(spare, dtype=np.int32)])
+        self._position = dict(self._position)  # a dictionary that shrinks keeps its room; a copy does not
+        if self._codes is not None and num < CODED_ROWS // 2:
+            self._codes = None
+        elif self._codes is not None:
+            self._codes.cut(num)
 
     def has(self, partition: Partition | None) -> bool:
-        num = len(self.ids)
         if partition is None:
-            return num > 0
-        return bool((self._partitions[:num] == self._interned.get(partition, -1)).any())
+            return bool(self.ids)
+        return self._interned.get(partition) is not None
 
     def scores(self, query: NDArray[np.float32]) -> Scores:
         """The cosine of every row, exact for few rows."""
@@ -130,7 +150,10 @@ class _Matrix:
         scores = found.values
         rows: NDArray[np.intp] | None = None
         if partition is not None:
-            rows = np.flatnonzero(self._partitions[: scores.shape[0]] == self._interned.get(partition, -1))
+            number = self._interned.get(partition)
+            if number is None:
+                return []
+            rows = np.flatnonzero(self._partitions[: scores.shape[0]] == number)
             if rows.shape[0] == scores.shape[0]:
                 rows = None  # everything: spares a copy of every score
             else:
@@ -167,8 +190,8 @@ class VectorIndex:
     def __init__(self, load: Callable[[str], Iterable[Row]]) -> None:
         self._load = load
         self._scopes: dict[str, _Scope] = {}
-        # Over the dictionary only: a large scope takes seconds to read, for which users of others must not wait. A
-        # scope's own lock is taken without it; both before the database lock, never while holding that.
+        # Over the dictionary only: a large scope takes seconds to read, for which users of others must not wait. No
+        # scope's own lock is taken while holding it; both before the database lock, never while holding that.
         self._lock = threading.Lock()
 
     def add(self, scope: str, entry_id: str, partition: Partition, vector: np.ndarray) -> bool:
@@ -185,8 +208,27 @@ class VectorIndex:
         if known is None:
             return
         with known.lock:
-            for matrix in (known.matrices or {}).values():
+            for embedder, matrix in list((known.matrices or {}).items()):
                 matrix.remove(entry_id)
+                if known.matrices and not matrix.ids:
+                    del known.matrices[embedder]
+
+    def let_go(self, scope: str) -> None:
+        """Remember a scope no longer that is empty by now; what SQLite may have of it is read at its next use.
+
+        For rows that are deleted: one that is only passed over (expired, damaged) would be read, and met, again.
+        """
+        with self._lock:
+            known = self._scopes.get(scope)
+        if known is None:
+            return
+        with known.lock:
+            if known.matrices is None or known.matrices:
+                return
+            # Whoever waits for this lock adds a row that is in SQLite already, from where the next use reads it.
+            with self._lock:
+                if self._scopes.get(scope) is known:
+                    del self._scopes[scope]
 
     def has(self, scope: str, partition: Partition | None) -> bool:
         """Whether a search could find anything at all."""

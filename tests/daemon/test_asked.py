@@ -45,7 +45,6 @@ def ask(text: str, max_tokens: int = 8, **changed: Any) -> Ask:
 
 def test_a_prompt_needs_a_token_and_room_for_one() -> None:
     assert tokenise(served(), ask("hi", template_options=(("thinking", "false"),))) == [104, 105]
-    assert tokenise(served((256,)), ask("hi", raw_prompt=True)) == [256, 104, 105]
     with pytest.raises(UsageError, match="no tokens"):
         tokenise(served(), ask(""))
     assert len(tokenise(served(), ask("x" * (CONTEXT - 1)))) == CONTEXT - 1

@@ -19,8 +19,8 @@ from .samples import Clock, entry, file_bytes, span, tail
 from .world import files_of
 
 TABLES = (
-    "blocks", "entries", "prompt_blocks", "aliases", "scope_evidence", "entry_evidence", "negatives", "decisions",
-    "requests", "usage",
+    "blocks", "entries", "prompt_blocks", "aliases", "scope_evidence", "entry_evidence", "negatives",
+    "negative_copies", "decisions", "requests", "usage",
 )  # fmt: skip
 
 HUGE_BYTES = 1 << 40  # more than any machine has memory for; on disk it takes no room

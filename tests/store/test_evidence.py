@@ -104,6 +104,24 @@ def test_the_newest_negative_pairs_of_each_scope_stay(store: Store, monkeypatch:
     assert store.evidence.load_evidence(BOB.scope).negatives == {"theirs"}
 
 
+@pytest.mark.parametrize("table", ["negatives", "negative_copies"])
+@pytest.mark.parametrize(
+    "change", ["pair_key = 'paiq'", "pair_key = x'00'", "pair_key = CAST(x'ff' AS TEXT)", "scope = 'user:os:1/alicf'"]
+)
+def test_a_negative_pair_survives_damage_to_one_row(store: Store, data_dir: Path, table: str, change: str) -> None:
+    """A mark that is lost is a wrong answer that is served again."""
+    for pair in ("pair", "another"):
+        assert store.evidence.add_negative(ALICE.scope, pair)
+    edit(data_dir, f"UPDATE {table} SET {change} WHERE pair_key = 'pair'")
+    assert store.evidence.load_negatives(ALICE.scope) >= {"pair", "another"}
+    assert store.counters()["damaged_evidence"] > 0
+    edit(data_dir, f"DELETE FROM {'negatives' if table == 'negative_copies' else 'negative_copies'}")
+    assert store.evidence.load_evidence(ALICE.scope).negatives >= {"pair", "another"}, "both rows were written again"
+    seen = store.counters()
+    store.evidence.load_negatives(ALICE.scope)
+    assert store.counters() == seen
+
+
 def test_what_cannot_be_written_changes_nothing(store: Store) -> None:
     store.put_entry(entry(1))
     store.evidence.save_evidence(ALICE.scope, "s", [evidence(1)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from semcache.store import usage
@@ -9,6 +11,8 @@ from semcache.store.store import Store
 
 from .conftest import OpenStore
 from .samples import ALICE, BOB, alias, chain, entry, put_chain, usage_record
+from .test_entries import edit
+from .test_erasure import home_contains
 
 
 def test_sums_by_user_and_in_total(store: Store) -> None:
@@ -42,6 +46,42 @@ def test_history_newest_first_and_by_user(store: Store, open_store: OpenStore) -
     assert row.receipt == {"id": "req_4", "usage": {"total_tokens": 3}}
     assert row.prompt == "??"
     assert again.recent_requests(principal="nobody") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("user = 'os:2/alice'", "id = 'req_3'", "at = 7.0", "prompt = 'quession'", "answer = x'00'"),
+        *(
+            "scope = 'global'",
+            "receipt = replace(receipt, 'total', 'totam')",
+            "receipt = CAST(x'ff' AS TEXT)",
+            "checksum = ''",
+        ),
+    ],
+)
+def test_a_damaged_history_row_is_shown_to_nobody(store: Store, data_dir: Path, change: str) -> None:
+    """With one bit it may be another user's row."""
+    for number in (1, 2):
+        store.record_request(usage_record(number))
+    edit(data_dir, f"UPDATE requests SET {change} WHERE id = 'req_1'")
+    assert [row.id for row in (*store.recent_requests(), *store.recent_requests(principal="os:2"))] == ["req_2"]
+    assert store.counters()["damaged_history"] == 1
+    assert [row.id for row in store.recent_requests()] == ["req_2"]
+    assert store.counters()["damaged_history"] == 1
+    assert store.usage().total.requests == 2
+
+
+def test_damaged_history_leaves_with_a_check_or_whoever_is_forgotten(store: Store, data_dir: Path) -> None:
+    for number in range(4):
+        store.record_request(usage_record(number, user=BOB.user, prompt=f"PLANTED-SECRET {number}"))
+    edit(data_dir, "UPDATE requests SET user = 'os:2/bob' WHERE id = 'req_1'")
+    problems = store.check(fix=True).problems
+    assert [(problem.kind, problem.item) for problem in problems] == [("damaged_history", "req_1")]
+    assert store.check().problems == ()
+    edit(data_dir, "UPDATE requests SET user = 'os:2/bob' WHERE id = 'req_2'")
+    store.forget_user(BOB.user)
+    assert home_contains(data_dir, "PLANTED-SECRET") == []
 
 
 def test_a_request_counts_once(store: Store) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
+import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +23,19 @@ P, Q = Partition("fp", "c", "p", "m"), Partition("fp", "other", "p", "m")
 
 def index() -> VectorIndex:
     return VectorIndex(lambda scope: [])
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    """Memory of Python and of arrays is counted."""
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def taken_bytes() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
 
 
 def brute(
@@ -188,3 +204,94 @@ def test_no_direction_or_no_such_embedder_has_no_donor() -> None:
     assert ours.nearest_and_donor("s", vector(1, dim=9), 3, P) == ([], None)
     assert ours.nearest_and_donor("s", vector(1), 3, P._replace(embedder="other")) == ([], None)
     assert ours.nearest_and_donor("t", vector(1), 3, P) == ([], None)
+
+
+def test_emptied_scopes_cost_nothing(traced: None) -> None:
+    ours, before = index(), taken_bytes()
+    for number in range(100):
+        for name in ("a", "b"):
+            assert ours.add(f"s{number}", name, P._replace(context_key=f"c{number}{name}"), vector(number, dim=384))
+    full = taken_bytes() - before
+    for number in range(100):
+        for name in ("a", "b"):
+            ours.remove(f"s{number}", name)
+        ours.let_go(f"s{number}")
+    assert taken_bytes() - before < full / 50
+    assert full < 100 * 20_000, "two vectors take memory for two"
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_rows_that_left_give_their_memory_back(coded: bool, traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if coded:
+        monkeypatch.setattr("semcache.store.vectors.CODED_ROWS", 64)
+    ours, before = index(), taken_bytes()
+    for number in range(2000):
+        ours.add("s", f"e{number:04d}", P, vector(number, dim=64))
+    full = taken_bytes() - before
+    for number in range(1990):
+        ours.remove("s", f"e{number:04d}")
+    assert taken_bytes() - before < full / 10
+    for number in range(1990, 2000):
+        assert ours.nearest("s", vector(number, dim=64), 1, P)[0][0] == f"e{number:04d}"
+    for number in range(500):
+        ours.add("s", f"e{number:04d}", P, vector(number, dim=64))
+    assert ours.nearest("s", vector(321, dim=64), 1, P)[0][0] == "e0321"
+
+
+def test_a_partition_is_forgotten_with_its_last_row(traced: None) -> None:
+    """Every turn of a conversation has a context of its own."""
+    ours, sizes = index(), []
+    for number in range(3000):
+        ours.add("s", f"e{number}", P._replace(context_key=f"turn {number}"), vector(number % 50))
+        ours.remove("s", f"e{number - 20}")
+        if number in (999, 2999):
+            sizes.append(taken_bytes())
+    assert sizes[1] - sizes[0] < 20_000
+    assert not ours.has("s", P._replace(context_key="turn 7"))
+    assert ours.nearest("s", vector(7), 3, P._replace(context_key="turn 7")) == []
+    assert [name for name, _ in ours.nearest("s", vector(7), 3, P._replace(context_key="turn 2999"))] == ["e2999"]
+
+
+def test_a_scope_that_was_let_go_is_read_again() -> None:
+    rows = {"a": vector(1), "b": vector(2)}
+    calls = []
+
+    def load(scope: str) -> list[tuple[str, tuple[str, str, str, str], bytes]]:
+        calls.append(scope)
+        return [(name, tuple(P), row.tobytes()) for name, row in rows.items()]
+
+    ours = VectorIndex(load)
+    assert ours.has("s", P)
+    del rows["a"]
+    ours.remove("s", "a")
+    ours.let_go("s")  # "b" is still there
+    assert [name for name, _ in ours.nearest("s", vector(2), 2, P)] == ["b"]
+    assert calls == ["s"]
+    ours.remove("s", "b")
+    assert not ours.has("s", P), "a row that is only passed over is not met again"
+    assert calls == ["s"]
+    ours.let_go("s")
+    ours.let_go("never seen")
+    assert [name for name, _ in ours.nearest("s", vector(2), 2, P)] == ["b"]
+    assert calls == ["s", "s"]
+
+
+def test_what_is_added_while_the_scope_is_let_go_is_found() -> None:
+    """As `Answers` does it: rows first, the index after."""
+    rows: dict[str, bytes] = {}
+    ours = VectorIndex(lambda scope: [(name, tuple(P), row) for name, row in list(rows.items())])
+
+    def come_and_go(worker: int) -> None:
+        for number in range(200):
+            name = f"e{worker}-{number}"
+            rows[name] = vector(number).tobytes()
+            ours.add("s", name, P, vector(number))
+            assert name in [found for found, _ in ours.nearest("s", vector(number), 1000, P)]
+            del rows[name]
+            ours.remove("s", name)
+            ours.let_go("s")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(come_and_go, worker) for worker in range(4)]:
+            done.result(timeout=120)
+    assert not ours.has("s", None)

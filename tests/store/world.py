@@ -113,6 +113,8 @@ def read(store: Store) -> Counter[str]:
         missed["evidence"] += (learned.state is None) + len(EVIDENCE) - len(learned.entries)
     else:
         missed["evidence"] += 1 + len(EVIDENCE)
+    marked = store.evidence.load_negatives(ALICE.scope)
+    missed["marks"] += marked is not None and "pair" not in marked
     look_around(store)
     return missed
 

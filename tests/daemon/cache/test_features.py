@@ -58,6 +58,19 @@ def test_margin_and_agreement_look_at_the_other_answers() -> None:
     assert (second["regret"], second["regret_known"], first["regret_known"]) == (0.5, 1.0, 0.0)
 
 
+def test_long_answers_are_compared_without_being_read() -> None:
+    """Of several hundred words each, that would take longer than a decision may."""
+    long = "It falls from clouds. " * 40
+    for answers, margin, agreement in (
+        ((long, long), 0.2, 0.25),
+        ((long, long.upper()), 0.05, 0.0),
+        (("It falls.", "it falls"), 0.2, 0.25),
+    ):
+        candidates = [("What's rain?", answers[0], 0.95), ("Define rain", answers[1], 0.9)]
+        found = measure("What is rain?", candidates, [None, None])[0]
+        assert (found["margin"], found["agreement"]) == (pytest.approx(margin), agreement)
+
+
 def test_the_same_question_in_two_scopes_is_one_witness() -> None:
     twice = [("What's rain?", "water", 0.95), ("what's rain", "water", 0.95)]
     assert [features["agreement"] for features in measure("rain?", twice, [None, None])] == [0.0, 0.0]
