@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         settings = {
             "shape": options.shape, "parameters": info.num_parameters, "dtype": info.dtype,
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-            "prefill_chunk_tokens": ours.engine.prefill_chunk_tokens, "widths": ours.engine.widths,
+            "prefill_chunk_tokens": ours.engine.prefill_chunk_tokens, "max_chunks": ours.engine.max_chunks,
             "products": info.products, "tie_margin": ours.engine.tie_margin, "seed": options.seed,
             **asdict(plan),
         }  # fmt: skip

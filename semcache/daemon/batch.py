@@ -12,12 +12,14 @@ from functools import partial
 
 from semcache.daemon.cache.admit import PromptKV
 from semcache.daemon.drafts import Drafts
-from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.draft import Proposal
+from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
 from semcache.daemon.engine.sampler import NAN_LOGITS
+from semcache.daemon.engine.verify import Verified
 from semcache.daemon.handover import HandOver, Handovers
 from semcache.daemon.request import Donor, Request, RequestState
 from semcache.daemon.resident import Resident
-from semcache.daemon.scheduler import Decode, Prefill, Scheduler, Verify
+from semcache.daemon.scheduler import Scheduler, Step
 from semcache.daemon.streams import Streams
 from semcache.errors import EngineError, SemcacheError
 from semcache.store.tensors import KVSpan
@@ -84,18 +86,12 @@ class Batch:
             self._propose(request)
 
     def step(self) -> None:
-        """One forward pass. An exception ends every running request and leaves the engine empty, not broken."""
+        """What the scheduler wants next. An exception ends every running request and leaves the engine empty."""
         try:
-            # One at a time: restoring copies KV, and running streams wait for it as they do for a chunk.
-            if (request := self._scheduler.admit()) is not None:
-                self._alone(self._begin, request)
+            self._admit()
             step = self._scheduler.next_step()
-            if isinstance(step, Prefill):
-                self._alone(self._prefill, step.request)
-            elif isinstance(step, Verify):
-                self._alone(self._verify, step.request)
-            elif isinstance(step, Decode):
-                self._decode(step.requests)
+            if step is not None and not (step.is_shared and self._together(step)):
+                self._one_by_one(step)
         except Exception as error:
             log.exception("engine step failed")
             self.break_off(error, only_running=True)
@@ -171,19 +167,61 @@ class Batch:
         request.on_slot()
         self._streams.begin(request, self._engine.tokenizer)
 
+    def _admit(self) -> None:
+        """One at a time where somebody waits for it: restoring copies KV, which may take as long as a chunk."""
+        while (request := self._scheduler.admit()) is not None:
+            self._alone(self._begin, request)
+            if self._scheduler.has_streams or request.num_restored:
+                return
+
+    def _together(self, step: Step) -> bool:
+        """In one pass; False where the engine computes these one by one."""
+        started = self._clock()
+        drafted = [(request, self._drafts.proposal(request)) for request in step.verifies]
+        before = [request.num_computed for request in step.prefills]
+        found = self._engine.together(step.prefills, drafted, step.decodes)
+        if found is None:
+            return False
+        ms_per_row = (self._clock() - started) * 1e3 / max(1, found.num_rows)
+        for request, num_computed in zip(step.prefills, before, strict=True):
+            # Rows cost about the same, whosever they are.
+            self._handovers.add_prefill(request, (request.num_computed - num_computed) * ms_per_row)
+            self._alone(self._begin_answer, request)
+        for (request, proposal), verified in zip(drafted, found.verified, strict=True):
+            self._verified(request, proposal, verified)
+        self._decoded(step.decodes, found.tokens)
+        return True
+
+    def _one_by_one(self, step: Step) -> None:
+        for request in step.prefills:
+            self._alone(self._prefill, request)
+        for request in step.verifies:
+            self._alone(self._verify, request)
+        if step.decodes:
+            self._decoded(step.decodes, self._engine.decode(step.decodes))
+
     def _prefill(self, request: Request) -> None:
         started = self._clock()
         # Whoever else runs, waits or may come soon is not to wait for more than a chunk.
         is_alone = self._scheduler.num_running == 1 and not self._scheduler.num_waiting and not self._is_awaited()
-        token = self._engine.prefill(request, wide=is_alone and not request.gives_way)
+        max_chunks = MAX_CHUNKS if is_alone and not request.gives_way else 1
+        token = self._engine.prefill(request, max_chunks=max_chunks)
         self._handovers.add_prefill(request, (self._clock() - started) * 1e3)
-        if token is not None:
-            self._scheduler.start_decoding(request)
-            if not request.output_tokens:  # else it is out: stored logits gave it before the KV proved unreadable
-                self._accept(request, token)
-            if request.is_arriving and not request.state.is_terminal:
-                self._scheduler.park(request)
-            self._propose(request)
+        self._answer_with(request, token)
+
+    def _begin_answer(self, request: Request) -> None:
+        self._answer_with(request, self._engine.first_token(request))
+
+    def _answer_with(self, request: Request, token: int | None) -> None:
+        """The first token of an answer; None where the prompt is not complete."""
+        if token is None:
+            return
+        self._scheduler.start_decoding(request)
+        if not request.output_tokens:  # else it is out: stored logits gave it before the KV proved unreadable
+            self._accept(request, token)
+        if request.is_arriving and not request.state.is_terminal:
+            self._scheduler.park(request)
+        self._propose(request)
 
     def _receive(self, request: Request, span: KVSpan | None) -> None:
         is_there = span is None or self._engine.receive(request, span)
@@ -195,8 +233,8 @@ class Batch:
             self._scheduler.resume(request, is_whole=is_whole)
             self._propose(request)
 
-    def _decode(self, requests: list[Request]) -> None:
-        for request, token in zip(requests, self._engine.decode(requests), strict=True):
+    def _decoded(self, requests: Sequence[Request], tokens: Sequence[int | None]) -> None:
+        for request, token in zip(requests, tokens, strict=True):
             if token is None:
                 self.end(request, RequestState.FAILED, EngineError(NAN_LOGITS))
             else:
@@ -206,15 +244,19 @@ class Batch:
 
     def _propose(self, request: Request) -> None:
         """Make the request's next step a verification where its draft has something to offer."""
+        if request.state is not RequestState.DECODING or request.is_arriving:
+            return
         is_alone = self._scheduler.num_running == 1
-        may_compute = request.state is RequestState.DECODING and not request.is_arriving
-        if may_compute and self._drafts.propose(request, self._engine.room(request), is_alone=is_alone):
-            self._scheduler.start_verifying(request)
+        proposal = self._drafts.propose(request, self._engine.room(request), is_alone=is_alone)
+        if proposal is not None:
+            self._scheduler.start_verifying(request, len(proposal.tokens) + 1)
 
     def _verify(self, request: Request) -> None:
-        proposal = self._drafts.take(request)
-        verified = self._engine.verify(request, proposal)
-        self._drafts.learn(request, proposal, verified.num_accepted, is_tied=verified.is_tied)
+        proposal = self._drafts.proposal(request)
+        self._verified(request, proposal, self._engine.verify(request, proposal))
+
+    def _verified(self, request: Request, proposal: Proposal, verified: Verified) -> None:
+        self._drafts.learn(request, verified.num_accepted, is_tied=verified.is_tied)
         self._scheduler.start_decoding(request)
         for i, token in enumerate(verified.tokens):
             if request.state.is_terminal:

@@ -43,26 +43,27 @@ class Drafts:
             fit = [usable(donor, vocab_size, eos_token_ids) for donor in donors]
             draft.offer([donor for donor in fit if donor is not None])
 
-    def propose(self, request: Request, room: int, *, is_alone: bool) -> bool:
-        """Whether the next step is to be a verification; also asks, once, who else began as this answer does."""
+    def propose(self, request: Request, room: int, *, is_alone: bool) -> Proposal | None:
+        """What is to be verified next, if anything; also asks, once, who else began as this answer does."""
         draft = self._drafts.get(request.id)  # gone with the request where that has ended
         if draft is None or request.id in self._proposals:
-            return False
+            return None
         proposal = draft.propose(request.output_tokens, room, is_alone=is_alone)
         if proposal is not None:
             self._proposals[request.id] = proposal
-            return True
+            return proposal
         if request.seek_donors is not None and len(request.output_tokens) >= OPENING_TOKENS:
             request.seek_donors(request.output_tokens[:OPENING_TOKENS])
             request.seek_donors = None
-        return False
+        return None
 
-    def take(self, request: Request) -> Proposal:
-        """The proposal to verify now."""
-        return self._proposals.pop(request.id)
+    def proposal(self, request: Request) -> Proposal:
+        """What to verify now."""
+        return self._proposals[request.id]
 
-    def learn(self, request: Request, proposal: Proposal, num_accepted: int, *, is_tied: bool) -> None:
-        draft = self._drafts[request.id]
+    def learn(self, request: Request, num_accepted: int, *, is_tied: bool) -> None:
+        """The request's proposal was verified."""
+        draft, proposal = self._drafts[request.id], self._proposals.pop(request.id)
         draft.feedback(proposal, num_accepted, is_tied=is_tied)
         if proposal.source == "donor" and num_accepted:
             request.accepted_donor = draft.donor

@@ -210,6 +210,7 @@ class EngineLoop:
         self._has_failed_to_load = engine is None
         if engine is not None:
             self._scheduler.num_slots = engine.num_slots
+            self._scheduler.chunk_tokens = engine.prefill_chunk_tokens if engine.joins else None
 
     def _unload_when_idle(self) -> None:
         self._is_to_unload = True

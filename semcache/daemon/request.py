@@ -265,6 +265,11 @@ class Request:
         return len(self.prompt_tokens)
 
     @property
+    def is_prompt_computed(self) -> bool:
+        """Whether the KV of all of it lies in the slot, or waits to be copied there."""
+        return self.num_computed >= self.num_prompt_tokens
+
+    @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were not computed."""
         if self.receipt is not None and self.receipt.outcome.is_answer_hit:

@@ -1,7 +1,8 @@
 """Which requests compute in the next step. Pure Python: no torch, no clock, no sleep.
 
-Chunks (of a prompt, or of a draft to verify) alternate with decode steps, so they never stall running streams for more
-than one chunk; slots are given to users in turn, so one user's queue never starves another's.
+Where passes may be joined, a step takes the rows of every running stream, and beside them one chunk: of a prompt, or of
+drafts. Otherwise chunks alternate with decode steps. Either way running streams never wait for more than one chunk.
+Slots are given to users in turn, so one user's queue never starves another's.
 """
 
 from __future__ import annotations
@@ -12,39 +13,35 @@ from dataclasses import dataclass
 
 from semcache.daemon.request import Request, RequestState
 
-
-@dataclass(frozen=True)
-class Prefill:
-    """One chunk of one request."""
-
-    request: Request
+MAX_PROMPTS = 4  # with a chunk in one step, while nobody's stream waits for them
 
 
 @dataclass(frozen=True)
-class Verify:
-    """The draft of one request that decodes otherwise."""
+class Step:
+    """What is computed next, in one pass if it can be."""
 
-    request: Request
+    prefills: tuple[Request, ...] = ()  # a chunk of each one's prompt
+    verifies: tuple[Request, ...] = ()  # the drafts of requests that decode otherwise
+    decodes: tuple[Request, ...] = ()  # one token for each
 
-
-@dataclass(frozen=True)
-class Decode:
-    """One token for each of these."""
-
-    requests: list[Request]
-
-
-Step = Prefill | Verify | Decode
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is more than one prompt's chunk, one request's draft, or the tokens of streams."""
+        return len(self.prefills) + len(self.verifies) + bool(self.decodes) > 1
 
 
 class Scheduler:
-    """Queues by user; a request is in exactly one of waiting, prefilling, verifying, decoding and parked, or ended."""
+    """Queues by user; a request is in exactly one of waiting, prefilling, verifying, decoding and parked, or ended.
 
-    def __init__(self, num_slots: int) -> None:
+    `chunk_tokens` are the rows of drafts that are verified in one step; None where passes are not joined.
+    """
+
+    def __init__(self, num_slots: int, chunk_tokens: int | None = None) -> None:
         self.num_slots = num_slots
+        self.chunk_tokens = chunk_tokens
         self._waiting: OrderedDict[str, deque[Request]] = OrderedDict()
         self._prefilling: deque[Request] = deque()
-        self._verifying: deque[Request] = deque()
+        self._verifying: OrderedDict[Request, int] = OrderedDict()  # and how many rows it takes
         self._decoding: list[Request] = []
         self._leaving: list[Request] = []  # ended; their slots are still read
         self._parked: list[Request] = []  # their KV is being read
@@ -55,6 +52,11 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._prefilling) + len(self._verifying) + len(self._decoding) + len(self._parked)
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether somebody's next token is computed by the next step or the one after it."""
+        return bool(self._decoding or self._verifying)
 
     @property
     def is_idle(self) -> bool:
@@ -100,31 +102,46 @@ class Scheduler:
             self._leaving.remove(request)
 
     def next_step(self) -> Step | None:
-        """The next forward pass; chunks take turns with the decode batch, and among each other."""
-        if (self._prefilling or self._verifying) and not (self._chunk_last and self._decoding):
+        """What comes next; prompts take turns among each other."""
+        has_chunks = bool(self._prefilling or self._verifying)
+        if has_chunks and self.chunk_tokens is not None:
+            prefills, verifies = self._next_chunks(self.chunk_tokens, 1 if self.has_streams else MAX_PROMPTS)
+            return Step(prefills, verifies, tuple(self._decoding))
+        if has_chunks and not (self._chunk_last and self._decoding):
             self._chunk_last = True
-            return self._next_chunk()
+            return Step(*self._next_chunks(1, 1))
         self._chunk_last = False
-        return Decode(list(self._decoding)) if self._decoding else None
+        return Step(decodes=tuple(self._decoding)) if self._decoding else None
 
-    def _next_chunk(self) -> Prefill | Verify:
-        """Drafts every other time: a running stream must not wait for all prompts, nor a prompt for all drafts."""
+    def _next_chunks(self, max_rows: int, max_prompts: int) -> tuple[tuple[Request, ...], tuple[Request, ...]]:
+        """Prompts or drafts: these every other time, for a stream must not wait for all prompts, nor they for all."""
         self._verified_last = bool(self._verifying) and not (self._verified_last and self._prefilling)
-        chunks = self._verifying if self._verified_last else self._prefilling
-        request = chunks.popleft()
-        chunks.append(request)
-        return Verify(request) if self._verified_last else Prefill(request)
+        if not self._verified_last:
+            prefills = [self._prefilling.popleft() for _ in range(min(max_prompts, len(self._prefilling)))]
+            self._prefilling.extend(prefills)
+            return tuple(prefills), ()
+        verifies: list[Request] = []
+        for request, num_rows in list(self._verifying.items()):
+            max_rows -= num_rows
+            if verifies and max_rows < 0:
+                break
+            verifies.append(request)
+            self._verifying.move_to_end(request)
+        return (), tuple(verifies)
 
     def start_decoding(self, request: Request) -> None:
         """The prompt or the draft is through; the request joins the decode batch."""
-        (self._prefilling if request.state is RequestState.PREFILLING else self._verifying).remove(request)
+        if request.state is RequestState.PREFILLING:
+            self._prefilling.remove(request)
+        else:
+            del self._verifying[request]
         request.state = RequestState.DECODING
         self._decoding.append(request)
 
-    def start_verifying(self, request: Request) -> None:
-        """Take a request out of the decode batch for one chunk of its own."""
+    def start_verifying(self, request: Request, num_rows: int) -> None:
+        """Take a request out of the decode batch for a draft that takes so many rows."""
         self._decoding.remove(request)
-        self._verifying.append(request)
+        self._verifying[request] = num_rows
 
     def park(self, request: Request) -> None:
         """Take a request out of the decode batch until its KV is there; the others go on."""
@@ -145,7 +162,7 @@ class Scheduler:
         if request in self._prefilling:
             self._prefilling.remove(request)
         elif request in self._verifying:
-            self._verifying.remove(request)
+            del self._verifying[request]
         elif request in self._decoding:
             self._decoding.remove(request)
         elif request in self._parked:

@@ -1,22 +1,24 @@
-"""Who gets a pass over several chunks: a lone prompt, and nobody whom others wait for."""
+"""Who shares a pass, and who gets one over several chunks: a lone prompt, and nobody whom others wait for."""
 
 from __future__ import annotations
 
 import queue
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from semcache.daemon.batch import Batch
 from semcache.daemon.drafts import Drafts
-from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.draft import Proposal
+from semcache.daemon.engine.engine import MAX_CHUNKS, Engine, Together
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.handover import Handovers
 from semcache.daemon.loop import EngineLoop
-from semcache.daemon.request import Request
+from semcache.daemon.request import Request, RequestState
 from semcache.daemon.resident import Resident
 from semcache.daemon.scheduler import Scheduler
 from tests.daemon.engine.conftest import CHUNK_TOKENS, load, random_prompt, request_for, save_model
@@ -25,20 +27,36 @@ TIMEOUT_S = 60
 
 
 class Watched(Engine):
-    """Writes down which passes may be wide; `on_begin` is called before a request begins."""
+    """Writes down each pass: how many chunks of a lone prompt it may take, and who shares it otherwise.
 
-    def __init__(self, loaded: LoadedModel, *, num_slots: int, on_begin: Callable[[], object] = lambda: None) -> None:
+    `on_begin` is called before a request begins.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, *, num_slots: int, joins: bool = True, on_begin: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__(loaded, num_slots=num_slots, prefill_chunk_tokens=CHUNK_TOKENS)
-        self.wide: list[bool] = []
+        self.joins = self.joins and joins
+        self.max: list[int] = []
+        self.shared: list[tuple[int, int, int]] = []
         self.on_begin = on_begin
 
     def begin(self, request: Request) -> None:
         self.on_begin()
         super().begin(request)
 
-    def prefill(self, request: Request, *, wide: bool = False) -> int | None:
-        self.wide.append(wide)
+    def prefill(self, request: Request, *, max_chunks: int = 1) -> int | None:
+        self.max.append(max_chunks)
         return super().prefill(request)
+
+    def together(
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
+        max_chunks: int = 1,
+    ) -> Together | None:  # fmt: skip
+        found = super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        if found is not None:
+            self.shared.append((len(prefills), len(drafted), len(decodes)))
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -50,38 +68,45 @@ def long_request(**fields: Any) -> Request:
     return request_for(random_prompt(random.Random(1), 8 * CHUNK_TOKENS), **fields)
 
 
-def passes(loaded: LoadedModel, requests: list[Request], *, num_slots: int, num_steps: int) -> list[bool]:
-    """Which passes may be wide where these requests are there from the start, and nobody is on the way."""
-    engine = Watched(loaded, num_slots=num_slots)
+def batch_over(engine: Engine) -> tuple[Batch, Scheduler]:
+    """Nobody is on the way."""
     resident = Resident(lambda _progress: engine, on_change=lambda: None, keep_alive_s=0, clock=time.monotonic)
     resident.load()
+    scheduler = Scheduler(engine.num_slots, engine.prefill_chunk_tokens if engine.joins else None)
     batch = Batch(
-        resident, Scheduler(num_slots), Handovers(block_tokens=64, piece_bytes=1), Drafts(enabled=False),
+        resident, scheduler, Handovers(block_tokens=64, piece_bytes=1), Drafts(enabled=False),
         time.monotonic, is_awaited=lambda: False, piece_bytes=1,
     )  # fmt: skip
+    return batch, scheduler
+
+
+def passes(loaded: LoadedModel, requests: list[Request], *, num_slots: int, num_steps: int) -> list[int]:
+    """How many chunks each pass may take where these requests are there from the start, and passes are not shared."""
+    engine = Watched(loaded, num_slots=num_slots, joins=False)
+    batch, _ = batch_over(engine)
     for request in requests:
         batch.add(request, lambda _request, _kv: None)
     for _ in range(num_steps):
         batch.step()
     assert batch.num_failures == 0
-    return engine.wide
+    return engine.max
 
 
 def test_a_lone_prompt_may_take_several_chunks_at_once(loaded: LoadedModel) -> None:
-    assert passes(loaded, [long_request()], num_slots=2, num_steps=3) == [True] * 3
+    assert passes(loaded, [long_request()], num_slots=2, num_steps=3) == [MAX_CHUNKS] * 3
 
 
 def test_not_where_somebody_waits(loaded: LoadedModel) -> None:
-    assert passes(loaded, [long_request(), long_request()], num_slots=1, num_steps=3) == [False] * 3
+    assert passes(loaded, [long_request(), long_request()], num_slots=1, num_steps=3) == [1] * 3
 
 
 def test_not_where_somebody_else_runs(loaded: LoadedModel) -> None:
     """From the second step on nobody waits any more."""
-    assert passes(loaded, [long_request(), long_request()], num_slots=2, num_steps=3) == [False] * 3
+    assert passes(loaded, [long_request(), long_request()], num_slots=2, num_steps=3) == [1] * 3
 
 
 def test_not_in_idle_time(loaded: LoadedModel) -> None:
-    assert passes(loaded, [long_request(gives_way=True)], num_slots=2, num_steps=3) == [False] * 3
+    assert passes(loaded, [long_request(gives_way=True)], num_slots=2, num_steps=3) == [1] * 3
 
 
 def test_not_where_somebody_is_on_the_way(loaded: LoadedModel) -> None:
@@ -102,4 +127,53 @@ def test_not_where_somebody_is_on_the_way(loaded: LoadedModel) -> None:
             handed.get(timeout=TIMEOUT_S)
     finally:
         loop.stop(TIMEOUT_S)
-    assert (engine.wide[0], engine.wide[-1]) == (False, True)
+    assert (engine.max[0], engine.max[-1]) == (1, MAX_CHUNKS)
+
+
+def test_prompts_share_a_pass_and_then_each_shares_one_with_the_streams(loaded: LoadedModel) -> None:
+    engine = Watched(loaded, num_slots=4)
+    if not engine.joins:
+        pytest.skip("this machine's kernels depend on the number of rows")
+    batch, scheduler = batch_over(engine)
+    rng = random.Random(1)
+    short, long = random_prompt(rng, 5), random_prompt(rng, 3 * CHUNK_TOKENS)
+    requests = [request_for(short), request_for(short), request_for(long)]
+    for request in requests:
+        batch.add(request, lambda _request, _kv: None)
+    batch.step()
+    assert engine.shared == [(3, 0, 0)]
+    assert [len(request.output_tokens) for request in requests] == [1, 1, 0]
+    for _ in range(2):
+        batch.step()
+    assert engine.shared[1:] == [(1, 0, 2)] * 2
+    assert [len(request.output_tokens) for request in requests] == [3, 3, 1]
+    batch.step()
+    assert engine.shared[3:] == []
+    assert [len(request.output_tokens) for request in requests] == [4, 4, 2]
+    assert not scheduler._prefilling
+    assert batch.num_failures == 0
+
+
+def test_what_one_prompt_is_refused_for_ends_no_other_in_its_pass(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Watched(loaded, num_slots=2)
+    if not engine.joins:
+        pytest.skip("this machine's kernels depend on the number of rows")
+    batch, _ = batch_over(engine)
+    bad, good = request_for([7] * 5), request_for([8] * 5)
+    first_token = engine.first_token
+
+    def spoilt(request: Request) -> int | None:
+        if request is bad:
+            request.prompt_logits = torch.full((engine.info.vocab_size,), float("nan"))
+        return first_token(request)
+
+    monkeypatch.setattr(engine, "first_token", spoilt)
+    for request in (bad, good):
+        batch.add(request, lambda _request, _kv: None)
+    batch.step()
+    assert engine.shared == [(2, 0, 0)]
+    assert bad.state is RequestState.FAILED
+    assert good.state is RequestState.DECODING
+    assert batch.num_failures == 0

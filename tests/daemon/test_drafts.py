@@ -43,7 +43,7 @@ def test_a_request_that_may_have_none_has_none(mode: CacheMode, enabled: bool) -
     assert (request.donor is not None) == bool(request.more_donors) == (request.seek_donors is not None) == allowed
     drafts.offer(request, [donor(1, 3, 4, 5, 6, 7)], VOCAB, EOS)
     request.output_tokens = [1, 3, 4]
-    assert drafts.propose(request, 50, is_alone=True) == allowed
+    assert (drafts.propose(request, 50, is_alone=True) is not None) == allowed
     assert sought == []
 
 
@@ -64,9 +64,9 @@ def test_nobody_else_is_asked_for_while_the_donor_is_right() -> None:
     drafts = begun(request)
     request.output_tokens = [10]
     assert drafts.propose(request, 50, is_alone=True)
-    proposal = drafts.take(request)
+    proposal = drafts.proposal(request)
     assert proposal.tokens == tuple(range(11, 20))
-    drafts.learn(request, proposal, 9, is_tied=False)
+    drafts.learn(request, 9, is_tied=False)
     assert request.accepted_donor == request.donor
     assert sought == []
 
@@ -78,7 +78,7 @@ def test_a_proposal_waits_for_its_verification_whatever_is_offered() -> None:
     assert drafts.propose(request, 50, is_alone=True)
     drafts.offer(request, [donor(10, 13, 14)], VOCAB, EOS)
     assert not drafts.propose(request, 50, is_alone=True)
-    assert drafts.take(request).tokens == (11, 12)
+    assert drafts.proposal(request).tokens == (11, 12)
 
 
 def test_what_the_model_cannot_say_is_cut_off() -> None:
@@ -87,7 +87,7 @@ def test_what_the_model_cannot_say_is_cut_off() -> None:
     drafts.offer(request, [donor(10, 11, 14, 2, 15)], VOCAB, EOS)
     request.output_tokens = [10, 11]
     assert drafts.propose(request, 50, is_alone=True)
-    assert drafts.take(request).tokens == (13,)
+    assert drafts.proposal(request).tokens == (13,)
 
 
 def test_a_donor_longer_than_the_room_is_proposed_in_part() -> None:
@@ -95,7 +95,7 @@ def test_a_donor_longer_than_the_room_is_proposed_in_part() -> None:
     drafts = begun(request)
     request.output_tokens = [10]
     assert drafts.propose(request, 5, is_alone=True)
-    assert len(drafts.take(request).tokens) == 5
+    assert len(drafts.proposal(request).tokens) == 5
     request.output_tokens = [10, 11]
     assert not drafts.propose(request, 1, is_alone=True)
 
@@ -109,10 +109,10 @@ def test_the_receipt_names_the_donor_whose_tokens_were_accepted() -> None:
     request.num_drafted = request.num_draft_accepted = 1  # the first token, judged by the prompt's own logits
     request.output_tokens = [10]
     assert drafts.propose(request, 50, is_alone=True)
-    drafts.learn(request, drafts.take(request), 0, is_tied=False)
+    drafts.learn(request, 0, is_tied=False)
     request.output_tokens = [10, 11]
     assert drafts.propose(request, 50, is_alone=True)
-    drafts.learn(request, drafts.take(request), 3, is_tied=False)
+    drafts.learn(request, 3, is_tied=False)
     request.output_tokens, request.num_drafted, request.num_draft_accepted = [10, 11, 12, 13, 14], 6, 4
     request.settle_draft()
     assert request.receipt == Receipt(

@@ -124,7 +124,7 @@ def test_who_is_cancelled_inside_its_prompt_hands_nothing_over(make_arm: MakeArm
     arm = make_arm("bitwise")
     prefill = arm.engine.prefill
 
-    def cancel_behind_two_chunks(request: Request, *, wide: bool) -> int | None:
+    def cancel_behind_two_chunks(request: Request, *, max_chunks: int) -> int | None:
         token = prefill(request)
         request.cancel_requested = request.num_computed == 2 * CHUNK_TOKENS
         return token

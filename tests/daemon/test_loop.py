@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from semcache.daemon.cache.admit import PromptKV
-from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.draft import Proposal
+from semcache.daemon.engine.engine import Engine, Together
+from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.inbox import Command, Inbox, Submit
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling, Token
@@ -34,10 +36,16 @@ class BrokenEngine(Engine):
     gate = threading.Event()
     gate.set()
 
-    def _clear(self, slot: int, start: int, stop: int) -> None:
-        if self.cannot_clear:
-            raise RuntimeError("device-side assert triggered")
-        super()._clear(slot, start, stop)
+    def __init__(self, loaded: LoadedModel, *, num_slots: int, prefill_chunk_tokens: int) -> None:
+        super().__init__(loaded, num_slots=num_slots, prefill_chunk_tokens=prefill_chunk_tokens)
+        clear = self._pool.clear
+
+        def clear_if_it_can(slot: int, start: int, stop: int) -> None:
+            if self.cannot_clear:
+                raise RuntimeError("device-side assert triggered")
+            clear(slot, start, stop)
+
+        self._pool.clear = clear_if_it_can  # type: ignore[method-assign]
 
     def kv(self, request: Request, start: int, stop: int) -> KVSpan:
         if self.no_room_for_kv:
@@ -45,10 +53,21 @@ class BrokenEngine(Engine):
         return super().kv(request, start, stop)
 
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
+        self._step()
+        return super().decode(requests)
+
+    def together(
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
+        max_chunks: int = 1,
+    ) -> Together | None:  # fmt: skip
+        if decodes:
+            self._step()
+        return super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+
+    def _step(self) -> None:
         assert self.gate.wait(TIMEOUT_S)
         if self.broken:
             raise RuntimeError("the card fell out")
-        return super().decode(requests)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from semcache.daemon.cache.admit import PromptKV, cut
-from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.draft import Proposal
+from semcache.daemon.engine.engine import Engine, Together
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import CacheOptions, End, Event, Message, Request, RequestState, Sampling
@@ -37,14 +38,26 @@ class Traced(Engine):
         self.trace.append(f"begin {request.id}")
         super().begin(request)
 
-    def prefill(self, request: Request, *, wide: bool = False) -> int | None:
+    def prefill(self, request: Request, *, max_chunks: int = 1) -> int | None:
         self.trace.append(f"prefill {request.id}")
-        return super().prefill(request, wide=wide)
+        return super().prefill(request, max_chunks=max_chunks)
 
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
         self.trace.append("decode")
         self.on_decode()
         return super().decode(requests)
+
+    def together(
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
+        max_chunks: int = 1,
+    ) -> Together | None:  # fmt: skip
+        found = super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        if found is not None:
+            self.trace += [f"prefill {request.id}" for request in prefills]
+            if decodes:
+                self.trace.append("decode")
+                self.on_decode()
+        return found
 
     def receive(self, request: Request, span: KVSpan) -> bool:
         self.trace.append("receive")

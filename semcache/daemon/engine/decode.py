@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from semcache.daemon.engine.forward import Forward, token_ids
+from semcache.daemon.engine.forward import Forward, Pass, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
 
 
@@ -21,13 +20,17 @@ class DecodeRow:
     token: int
 
 
+def decode_pass(pool: SlotPool, rows: Sequence[DecodeRow]) -> Pass:
+    """Write the KV of each row's token; gives logits [rows, 1, vocab].
+
+    Rows are best ordered by slot: neighbours share what attention reads.
+    """
+    cache = StepCache(pool, pool.decode_step([(row.slot, row.position) for row in rows]))
+    return Pass(token_ids([[row.token] for row in rows], cache), cache, 1)
+
+
 def decode_rows(forward: Forward, pool: SlotPool, rows: Sequence[DecodeRow]) -> Tensor:
-    """Write the KV of each row's token; returns the logits behind it, [rows, vocab]."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i].slot)
-    by_slot = [rows[i] for i in order]
-    cache = StepCache(pool, pool.decode_step([(row.slot, row.position) for row in by_slot]))
-    logits = forward(token_ids([[row.token] for row in by_slot], cache), cache, 1)  # [rows, 1, vocab]
+    """A `decode_pass` of its own; the logits behind each row's token, [rows, vocab]."""
+    logits = forward(*decode_pass(pool, rows))
     assert logits is not None
-    if by_slot == list(rows):
-        return logits[:, -1]
-    return logits[torch.tensor(order, device=logits.device).argsort(), -1]
+    return logits[:, -1]

@@ -7,27 +7,39 @@ Before a decode or verify step the KV of every token but the newest is computed;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from semcache.config import Exactness
 from semcache.daemon.cuts import Cuts
-from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.draft import Proposal, usable
 from semcache.daemon.engine.fingerprint import numerics
 from semcache.daemon.engine.kv import SlotPool
+from semcache.daemon.engine.llama import LlamaForward
 from semcache.daemon.engine.model import LoadedModel
-from semcache.daemon.engine.prefill import next_stop, prefill_chunk
-from semcache.daemon.engine.sampler import NAN_LOGITS, SampleKey, sample
+from semcache.daemon.engine.prefill import next_stop
+from semcache.daemon.engine.rows import Rows
+from semcache.daemon.engine.sampler import NAN_LOGITS, sample
 from semcache.daemon.engine.trial import try_out
-from semcache.daemon.engine.verify import TIE_MARGINS, Verified, judge, regrets
+from semcache.daemon.engine.verify import TIE_MARGINS, Verified, regrets
+from semcache.daemon.engine.work import DecodeWork, DraftWork, PromptWork, Work, sample_key, slot_of
 from semcache.daemon.request import Request, RequestState
 from semcache.errors import EngineError
 from semcache.store.tensors import KVSpan, leading
 
+MAX_CHUNKS = 4  # in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
 _TOUCHED_BYTES = 64 << 20  # of slot memory at load: about one long prompt of a small model
+
+
+@dataclass(frozen=True)
+class Together:
+    """What one pass over several requests came to, in the order in which they were given."""
+
+    verified: list[Verified]
+    tokens: list[int | None]
+    num_rows: int
 
 
 class Engine:
@@ -47,7 +59,9 @@ class Engine:
         self._pool.touch(_TOUCHED_BYTES)
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
         trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
-        self.widths = trial.widths  # how many chunks one pass may take, largest first, beside one
+        self._rows = Rows(loaded.forward, prefill_chunk_tokens)
+        self.joins = all(map(self._rows.are_alike, (prefill_chunk_tokens, prefill_chunk_tokens + num_slots)))
+        self.max_chunks = MAX_CHUNKS if self.joins else 1  # of a prompt in one pass, at most
         self.cuts = Cuts(prefill_chunk_tokens, trial.last_rows) if exactness == "bitwise" else Cuts(1, 1)
         code = f"{loaded.info.products};{loaded.info.forward}"
         self.numerics = numerics(
@@ -110,37 +124,24 @@ class Engine:
             request.num_computed = request.num_restored
         return False
 
-    def prefill(self, request: Request, *, wide: bool = False) -> int | None:
-        """Run one chunk, or several where `wide`; the first token of the answer when the prompt is complete, else None.
+    def prefill(self, request: Request, *, max_chunks: int = 1) -> int | None:
+        """Compute the next chunk of a prompt, or several at once; then what `first_token` says.
 
-        How many are run at once changes no bit. A prompt whose KV and logits were both restored needs no forward.
+        How many are computed at once changes no bit. A prompt whose KV and logits were both restored needs no pass.
         """
-        start, num_prompt_tokens = request.num_computed, request.num_prompt_tokens
-        if start < num_prompt_tokens:
-            stop = next_stop(start, num_prompt_tokens, self.prefill_chunk_tokens, self.cuts)
-            if wide and stop - start == self.prefill_chunk_tokens:
-                num_chunks = (num_prompt_tokens - start) // self.prefill_chunk_tokens
-                stop = start + self.prefill_chunk_tokens * next((w for w in self.widths if w <= num_chunks), 1)
-            with torch.inference_mode():
-                logits = prefill_chunk(
-                    self._forward,
-                    self._pool,
-                    self._slot(request),
-                    request.prompt_tokens[start:stop],
-                    start,
-                    num_logits=int(stop == num_prompt_tokens),
-                    chunk_tokens=self.prefill_chunk_tokens,
-                )
-            request.num_computed = stop
-            request.num_passes += 1
-            if logits is None:
-                if self._is_cuda:
-                    torch.cuda.synchronize(self.info.device)  # a clock around this call is to see more than a queue
-                return None
-            # Copied outside inference mode: what leaves the engine is an ordinary tensor.
-            request.prompt_logits = logits[0].to("cpu", torch.float32, copy=True)
+        if not request.is_prompt_computed:
+            self._compute([self._chunk(request, max_chunks)])
+        return self.first_token(request)
+
+    def first_token(self, request: Request) -> int | None:
+        """The first token of the answer once the prompt is complete, else None. Raises where its logits are no numbers.
+
+        Judges the donor's first token as well.
+        """
+        if not request.is_prompt_computed:
+            return None
         assert isinstance(request.prompt_logits, Tensor), request.id
-        [token] = sample(request.prompt_logits[None], [_sample_key(request, request.num_computed)])
+        [token] = sample(request.prompt_logits[None], [sample_key(request, request.num_prompt_tokens)])
         if token is None:
             raise EngineError(NAN_LOGITS)
         if request.donor is not None:
@@ -151,21 +152,13 @@ class Engine:
         return token
 
     def decode(self, requests: Sequence[Request]) -> list[int | None]:
-        """The next token of each request, from one forward; the newest output token of each is the input.
+        """The next token of each request; the newest output token of each is the input.
 
         None for a request whose logits are NaN or infinite.
         """
-        rows = [DecodeRow(self._slot(request), request.num_computed, _newest(request)) for request in requests]
-        for request in requests:
-            self._restore(request)
-            if request.num_computed >= self.info.context_tokens:
-                raise EngineError(f"request {request.id} has filled the context of {self.info.context_tokens} tokens")
-        with torch.inference_mode():
-            logits = decode_rows(self._forward, self._pool, rows)  # [rows, vocab]
-            for request in requests:
-                request.num_computed += 1
-                request.num_passes += 1
-            return sample(logits, [_sample_key(request, request.num_computed) for request in requests])
+        work = self._next_tokens(requests)
+        self._compute([work])
+        return work.tokens
 
     def room(self, request: Request) -> int:
         """How many tokens one verification may bring: to the end of the answer or the context, at most a chunk."""
@@ -174,45 +167,72 @@ class Engine:
         return min(left, request.sampling.max_tokens - num_output, self.prefill_chunk_tokens)
 
     def verify(self, request: Request, proposal: Proposal) -> Verified:
-        """Judge proposed tokens in one forward of this row alone; KV behind what is accepted is overwritten later.
+        """Judge proposed tokens in a pass of this row alone."""
+        work = self._check_of(request, proposal)
+        self._compute([work])
+        assert work.verified is not None
+        return work.verified
 
-        Counts what was drafted; what was accepted counts once it is part of the answer.
+    def together(
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
+        max_chunks: int = 1,
+    ) -> Together | None:  # fmt: skip
+        """`prefill` of some, `verify` of others, `decode` of more in one pass; `first_token` is left to be asked for.
+
+        None where a prompt's bits are only known to be right in a pass of its own.
         """
-        drafted, start = proposal.tokens, request.num_computed
-        # The last token that fits needs no row of its own: it is judged by the row before.
-        num_rows = min(len(drafted) + 1, self.room(request))
-        inputs = [_newest(request), *drafted][:num_rows]
-        self._restore(request)
-        with torch.inference_mode():
-            logits = prefill_chunk(self._forward, self._pool, self._slot(request), inputs, start, num_logits=num_rows)
-            assert logits is not None
-            keys = [_sample_key(request, start + 1 + row) for row in range(num_rows)]
-            verified = judge(logits, drafted, keys, self.tie_margin)
-            if len(verified.tokens) < num_rows and not logits.amax(dim=-1).isfinite().all():
-                # What was rejected is no number, and would spoil other rows whose padding it is (SlotPool.clear).
-                self._pool.clear(self._slot(request), start + len(verified.tokens), start + num_rows)
-            if proposal.source == "donor":
-                self._learn(request, proposal, logits)
-        request.num_passes += 1
-        request.num_computed += len(verified.tokens)
-        return verified
+        if not self.joins:
+            return None
+        chunks = [self._chunk(request, max_chunks) for request in prefills if not request.is_prompt_computed]
+        checks = [self._check_of(request, proposal) for request, proposal in drafted]
+        step = self._next_tokens(decodes)
+        work: list[Work] = [*chunks, *checks, *([step] if decodes else [])]
+        num_rows = sum(one.num_rows for one in work)
+        sizes = {num_rows, *(chunk.num_rows for chunk in chunks)} if chunks else ()
+        if not all(map(self._rows.are_alike, sizes)):
+            return None
+        if work:
+            self._compute(work)
+        verified = [check.verified for check in checks if check.verified is not None]
+        return Together(verified, step.tokens, num_rows)
 
-    def _learn(self, request: Request, proposal: Proposal, logits: Tensor) -> None:
-        """Count the donor's tokens, and take its regret from the pass that judges it from the start."""
-        donor, first = request.donor, request.donor_regret
-        is_first_pass = request.num_drafted == request.num_draft_accepted == 1
-        request.num_drafted += len(proposal.tokens)
-        # Another donor's answer, or a later piece of this one, says nothing about the whole of this one.
-        if donor is None or first is None or not is_first_pass or proposal.start != 1:
-            return
-        if proposal.tokens != donor.tokens[1 : 1 + len(proposal.tokens)]:
-            return
-        gaps = [first, *regrets(logits, proposal.tokens)]
-        if donor.has_ended and len(logits) == len(donor.tokens) and self.info.eos_token_ids:
-            ends = logits[-1, list(self.info.eos_token_ids)]
-            gaps.append(float(logits[-1].max() - ends.max()))
-        regret = sum(gaps) / len(gaps)
-        request.donor_regret = regret if isfinite(regret) else None  # nothing is known of a row that is no number
+    def _chunk(self, request: Request, max_chunks: int) -> PromptWork:
+        start, size = request.num_computed, self.prefill_chunk_tokens
+        stop = next_stop(start, request.num_prompt_tokens, size, self.cuts)
+        if stop - start == size:
+            widest = min(max_chunks, self.max_chunks, (request.num_prompt_tokens - start) // size)
+            stop = start + size * next(width for width in range(widest, 0, -1) if self._may_be_wide(width))
+        return PromptWork(request, stop, size)
+
+    def _may_be_wide(self, num_chunks: int) -> bool:
+        return num_chunks == 1 or self._rows.are_alike(num_chunks * self.prefill_chunk_tokens)
+
+    def _check_of(self, request: Request, proposal: Proposal) -> DraftWork:
+        self._restore(request)
+        num_rows = min(len(proposal.tokens) + 1, self.room(request))
+        return DraftWork(request, proposal, num_rows, self.tie_margin, self.info.eos_token_ids)
+
+    def _next_tokens(self, requests: Sequence[Request]) -> DecodeWork:
+        for request in requests:
+            self._restore(request)
+            if request.num_computed >= self.info.context_tokens:
+                raise EngineError(f"request {request.id} has filled the context of {self.info.context_tokens} tokens")
+        return DecodeWork(requests)
+
+    def _compute(self, work: Sequence[Work]) -> None:
+        """One pass."""
+        with torch.inference_mode():
+            passes = [one.plan(self._pool) for one in work]
+            if len(passes) == 1:
+                logits = [self._forward(*passes[0])]
+            else:
+                assert isinstance(self._forward, LlamaForward)
+                logits = self._forward.together(passes)
+        # Outside of inference mode: what leaves the engine is an ordinary tensor.
+        for one, of_one in zip(work, logits, strict=True):
+            one.take(self._pool, of_one)
+        if self._is_cuda:
+            torch.cuda.synchronize(self.info.device)  # a clock around this call is to see more than a queue
 
     def num_reusable(self, request: Request) -> int:
         """How many leading tokens have KV that may be reused; a decoded one's only where its rounding may differ."""
@@ -226,7 +246,7 @@ class Engine:
         """Host copy of the KV of tokens [start, stop) of prompt and answer."""
         assert start <= stop <= request.num_computed, (request.id, start, stop)
         self._restore(request)
-        return self._pool.snapshot(self._slot(request), start, stop)
+        return self._pool.snapshot(slot_of(request), start, stop)
 
     def release(self, request: Request) -> None:
         """Give the request's slot back; harmless when it has none."""
@@ -237,8 +257,7 @@ class Engine:
         try:
             if request.state is not RequestState.FINISHED:
                 # A draft or a pass that did not end may have written behind the newest.
-                num_chunks = max(self.widths, default=1)
-                stop = request.num_computed + num_chunks * self.prefill_chunk_tokens
+                stop = request.num_computed + self.max_chunks * self.prefill_chunk_tokens
                 self._pool.clear(slot, _num_finite(request), stop)
         finally:
             self._pool.release(slot)
@@ -255,11 +274,11 @@ class Engine:
 
     def _restore(self, request: Request) -> None:
         """Copy what waits for the request's slot into it; nothing the second time."""
-        self._copy(request, self._to_restore.pop(self._slot(request), ()), 0)
+        self._copy(request, self._to_restore.pop(slot_of(request), ()), 0)
 
     def _copy(self, request: Request, spans: Sequence[KVSpan], start: int) -> None:
         try:
-            self._pool.restore(self._slot(request), spans, start)
+            self._pool.restore(slot_of(request), spans, start)
         except RuntimeError as error:
             raise EngineError(f"restoring {request.num_restored} tokens failed: {error}") from error
 
@@ -279,10 +298,6 @@ class Engine:
         if logits is not None and not _fits(logits, self.info.vocab_size):
             raise EngineError(f"restored logits are not {self.info.vocab_size} float32 numbers")
 
-    def _slot(self, request: Request) -> int:
-        assert request.slot is not None, f"request {request.id} has no slot; begin() comes first"
-        return request.slot
-
 
 def _fits(logits: object, vocab_size: int) -> bool:
     return isinstance(logits, Tensor) and logits.dtype == torch.float32 and logits.shape == (vocab_size,)
@@ -295,14 +310,3 @@ def _num_finite(request: Request) -> int:
     if request.prompt_logits is not None:
         return request.num_computed  # the logits of every pass were looked at
     return min(request.num_restored, request.num_computed)  # what is stored, logits have followed from
-
-
-def _newest(request: Request) -> int:
-    expected = request.num_prompt_tokens + len(request.output_tokens) - 1
-    assert request.num_computed == expected, (request.id, request.num_computed, expected)
-    return request.output_tokens[-1]
-
-
-def _sample_key(request: Request, position: int) -> SampleKey:
-    seed = request.sampling.seed
-    return SampleKey(request.sampling, request.noise_seed if seed is None else seed, position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ class Forward(Protocol):
         Returns the logits behind the last `num_logits` tokens of each row, [batch, num_logits, vocab], or None where
         none are asked for: then the vocabulary product is left out.
         """
+
+
+class Pass(NamedTuple):
+    """What a `Forward` is called with."""
+
+    tokens: Tensor  # [batch, tokens]
+    cache: StepCache
+    num_logits: int
 
 
 class ModuleForward:

@@ -50,6 +50,11 @@ class PrefillStep:
     rows: None = None
     _masks: dict[tuple[Chunk, int], Tensor] = field(default_factory=dict)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each chunk."""
+        return [chunk.stop - chunk.start for chunk in self.chunks]
+
     def mask(self, chunk: Chunk, num_sharing: int, like: Tensor) -> Tensor:
         """What SDPA adds to the scores of a chunk, [num_sharing * tokens, stop]; all layers share it.
 
@@ -88,6 +93,11 @@ class DecodeStep:
     @property
     def position_ids(self) -> Tensor:
         return self.positions[:, None]  # [rows, 1]
+
+    @property
+    def sizes(self) -> list[int]:
+        """All rows are computed alike."""
+        return [len(self.rows)]
 
 
 class SlotPool:

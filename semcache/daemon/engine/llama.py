@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from semcache.daemon.engine.attention import attend_last, attend_slots
-from semcache.daemon.engine.kv import StepCache
+from semcache.daemon.engine.forward import Pass
+from semcache.daemon.engine.kv import DecodeStep, PrefillStep, StepCache
 from semcache.daemon.engine.packed import PackedLinear, shared_product
 
 LLAMA_VERSION = 2  # part of the numerics key: raise it whenever the arithmetic below changes
@@ -29,6 +30,12 @@ _LAYERS = frozenset(
 )
 
 Product = Callable[[Tensor], Tensor]
+
+
+def is_uniform(model: PreTrainedModel) -> bool:
+    """Whether all layers have the same parts of the same sizes, so that they call the same kernels."""
+    layers = getattr(model.base_model, "layers", None)
+    return layers is not None and len({str(layer) for layer in layers}) == 1
 
 
 def is_llama_like(model: PreTrainedModel) -> bool:
@@ -52,23 +59,54 @@ class LlamaForward:
         self._head: Product = model.get_output_embeddings()
 
     def __call__(self, tokens: Tensor, cache: StepCache, num_logits: int) -> Tensor | None:
-        batch, num_tokens = tokens.shape
-        states = self._embedding(tokens)  # [batch, tokens, hidden]
-        rotation = _Rotation.of(*self._rotary(states, position_ids=cache.step.position_ids))
-        states = states.view(batch * num_tokens, -1)  # [n, hidden]
+        return self.together([Pass(tokens, cache, num_logits)])[0]
+
+    def together(self, passes: Sequence[Pass]) -> list[Tensor | None]:
+        """What each of several passes gives, with the rows of all in the same products.
+
+        A chunk's attention and activation, and all of the last layer that is needed for its logits, have the shapes of
+        a pass of its own.
+        """
+        states = self._embedding(_joined_rows([one.tokens.flatten() for one in passes]))  # [n, hidden]
+        sizes = [size for one in passes for size in one.cache.step.sizes]
+        rotations = [self._rotation(states, one.cache.step.position_ids) for one in passes]
+        rotation = rotations[0] if len(passes) == 1 else _Rotation.joined(rotations)
         *layers, last = self._layers
         for index, layer in enumerate(layers):
-            query, keys, values = layer.heads(states, rotation, cache, index)
-            states = layer.behind(states, attend_slots(cache.step, query, keys, values, layer.scaling))
+            parts = _parts(passes, index, *layer.heads(states, rotation))
+            attended = [attend_slots(*part, layer.scaling).flatten(0, 1) for part in parts]
+            states = layer.behind(states, _joined_rows(attended), sizes)
         # Of the last layer a prefill needs the KV of all tokens, and everything else of the last token at most.
-        query, keys, values = last.heads(states, rotation, cache, len(layers))
+        parts = _parts(passes, len(layers), *last.heads(states, rotation))
+        rows = torch.split(states, [one.tokens.numel() for one in passes])
+        return [
+            self._logits(one.num_logits, *of_one)
+            for one, of_one in zip(passes, zip(rows, parts, strict=True), strict=True)
+        ]
+
+    def rows(self, states: Tensor, positions: Tensor) -> list[Tensor]:
+        """What the first layer does row by row with states [n, hidden] at positions [n]; for trials.
+
+        What it attends to are its queries. Activations are left out: `together` computes them chunk by chunk.
+        """
+        layer = self._layers[0]
+        query, keys, values = layer.heads(states, self._rotation(states, positions[None]))
+        return [query, keys, values, layer.behind(states, query, [1] * len(states))]
+
+    def _rotation(self, states: Tensor, position_ids: Tensor) -> _Rotation:
+        return _Rotation.of(*self._rotary(states, position_ids=position_ids))
+
+    def _logits(self, num_logits: int, states: Tensor, part: Part) -> Tensor | None:
+        """Of one pass, whose states [tokens, hidden] have come to the last layer."""
         if not num_logits:
             return None
+        last, (step, query, keys, values) = self._layers[-1], part
+        batch, _, num_tokens, _ = query.shape
         if num_logits == 1 < num_tokens:
             attended, states = attend_last(query, keys, values, last.scaling), states[-1:]
         else:
-            attended = attend_slots(cache.step, query, keys, values, last.scaling)
-        states = last.behind(states, attended).view(batch, -1, states.shape[-1])
+            attended = attend_slots(step, query, keys, values, last.scaling)
+        states = last.behind(states, attended, [len(states)]).view(batch, -1, states.shape[-1])
         return self._head(self._norm.of_states(states[:, -num_logits:]))
 
 
@@ -105,6 +143,10 @@ class _Rotation:
         signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
         return cls(cos.reshape(-1, 1, cos.shape[-1]), signed.view(-1, 1, sin.shape[-1]))
 
+    @classmethod
+    def joined(cls, rotations: Sequence[_Rotation]) -> _Rotation:
+        return cls(torch.cat([one.cos for one in rotations]), torch.cat([one.sin for one in rotations]))
+
     def turned(self, heads: Tensor) -> Tensor:
         """Heads [n, num_heads, dim] at their positions."""
         return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, dims=-1), self.sin)
@@ -134,30 +176,51 @@ class _Layer:
             ]
             self._head_norm = torch.cat(weights), attention.q_norm.variance_epsilon
 
-    def heads(self, states: Tensor, rotation: _Rotation, cache: StepCache, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Write the KV of states [n, hidden] through `cache`; the queries [batch, num_heads, tokens, dim], and what
-        attention reads.
-        """
+    def heads(self, states: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of states [n, hidden]; [n, heads, dim] each."""
         num_rotated = self._num_heads + self._num_kv_heads
         heads = self._qkv(self._attention_norm.of_states(states)).view(len(states), -1, self._head_dim)
-        rotated = heads[:, :num_rotated]  # queries and keys, [n, heads, dim]
+        rotated = heads[:, :num_rotated]  # queries and keys
         if self._head_norm is not None:
             weight, epsilon = self._head_norm
             rotated = F.rms_norm(rotated, (self._head_dim,), None, epsilon) * weight
         rotated = rotation.turned(rotated)
-        batch = len(cache.step.position_ids)
+        return rotated[:, : self._num_heads], rotated[:, self._num_heads :], heads[:, num_rotated:]
 
-        def per_row(part: Tensor) -> Tensor:  # [batch, heads, tokens, dim]
-            return part.view(batch, -1, *part.shape[1:]).transpose(1, 2)
+    def behind(self, states: Tensor, attended: Tensor, sizes: Sequence[int]) -> Tensor:
+        """States [n, hidden] behind this layer, from those before it and from attention.
 
-        keys, values = cache.update(per_row(rotated[:, self._num_heads :]), per_row(heads[:, num_rotated:]), index)
-        return per_row(rotated[:, : self._num_heads]), keys, values
-
-    def behind(self, states: Tensor, attended: Tensor) -> Tensor:
-        """States [n, hidden] behind this layer, from those before it and from attention."""
+        Activations take `sizes` rows at once: a vector's kernel and the one for what is left of a row round
+        differently, and which values are left depends on how many there are and on the number of threads.
+        """
         states = self._output(attended.reshape(len(states), -1), states)
         gate, up = self._gate_up(self._mlp_norm.of_states(states)).chunk(2, dim=-1)
-        return self._down(self._activation(gate).mul_(up), states)
+        if len(sizes) == 1:
+            return self._down(self._activation(gate).mul_(up), states)
+        gated = torch.empty_like(up, memory_format=torch.contiguous_format)
+        parts = (torch.split(rows, list(sizes)) for rows in (gate, up, gated))
+        for gate_part, up_part, out in zip(*parts, strict=True):
+            torch.mul(self._activation(gate_part), up_part, out=out)
+        return self._down(gated, states)
+
+
+# A step, its queries [batch, heads, tokens, dim], and the keys and values that they attend to.
+Part = tuple[PrefillStep | DecodeStep, Tensor, Tensor, Tensor]
+
+
+def _parts(passes: Sequence[Pass], index: int, query: Tensor, keys: Tensor, values: Tensor) -> list[Part]:
+    """Write the KV [n, heads, dim] that layer `index` has of each pass, one behind the other; what each attends to."""
+    heads, parts, start = (query, keys, values), [], 0
+    for one in passes:
+        batch, stop = len(one.tokens), start + one.tokens.numel()
+        query, keys, values = (rows[start:stop].view(batch, -1, *rows.shape[1:]).transpose(1, 2) for rows in heads)
+        parts.append((one.cache.step, query, *one.cache.update(keys, values, index)))
+        start = stop
+    return parts
+
+
+def _joined_rows(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _children(module: Any, names: tuple[str, ...], joined_name: str) -> list[nn.Module]:

@@ -1,12 +1,8 @@
-"""What an engine computes before anybody asks: kernels get chosen, the last bits get a name, other shapes are proven.
-
-A wide pass takes several chunks of a prompt at once, with attention chunk by chunk as ever. Every other product works
-row by row, so it may give each row the bits that a single chunk gives it; whether it does is up to the kernels, and
-tried here. Where it does, a lone prompt costs fewer passes and its KV may still be cut at every chunk. Only dense
-layers are tried: how many rows an expert multiplies depends on the tokens of the pass, so no one prompt is a proof.
+"""What an engine computes before anybody asks: kernels get chosen, the last bits get a name, a narrow pass is proven.
 
 A narrow pass takes the last rows of a chunk alone: all that is needed where KV was restored and only logits are not.
-It attends in another shape than the chunk, so it is tried on a CPU only.
+It attends in another shape than the chunk, so it is tried on a CPU only; and only with dense layers: how many rows an
+expert multiplies depends on the tokens of the pass, so no one prompt is a proof.
 """
 
 from __future__ import annotations
@@ -22,12 +18,11 @@ from torch import Tensor
 from semcache.daemon.engine.decode import DecodeRow, decode_rows
 from semcache.daemon.engine.forward import Forward, token_ids
 from semcache.daemon.engine.kv import SlotPool, StepCache
-from semcache.daemon.engine.llama import is_llama_like
+from semcache.daemon.engine.llama import is_llama_like, is_uniform
 from semcache.daemon.engine.prefill import prefill_chunk
 from semcache.daemon.engine.sampler import SampleKey, sample
 from semcache.daemon.request import Sampling
 
-WIDTHS = (4, 2)  # chunks in one pass; eight bring little more, and whoever comes meanwhile waits for all of them
 # Queries are attended in blocks, so whole ones may keep their bits. Where neither number is proven, it is not done.
 NARROW_ROWS = (32, 64)
 _NUM_CHUNKS = 9  # of the prompt that is tried: before the last one are enough keys for several blocks of them
@@ -36,13 +31,12 @@ _TELLING_LAYERS = 3  # layers of one structure call the same kernels; a model of
 
 @dataclass(frozen=True)
 class Trial:
-    """`digest` names the bits that are computed here; `widths` are the proven numbers of chunks, largest first.
+    """`digest` names the bits that are computed here.
 
     `last_rows` of a chunk that is not the first of its prompt give its last token the bits that the whole chunk does.
     """
 
     digest: str
-    widths: tuple[int, ...]
     last_rows: int
 
 
@@ -55,8 +49,8 @@ def try_out(forward: Forward, pool: SlotPool, chunk_tokens: int) -> Trial:
     try:
         digest = _digest(forward, pool, slot, chunk_tokens)
         if not is_llama_like(forward.model):
-            return Trial(digest, widths=(), last_rows=chunk_tokens)
-        return Trial(digest, *_proven(_Passes(forward, pool, slot, chunk_tokens)))
+            return Trial(digest, chunk_tokens)
+        return Trial(digest, _last_rows(_Passes(forward, pool, slot, chunk_tokens)))
     finally:
         # Some of the tokens may be reserved ones, whose KV may be no numbers.
         pool.clear(slot, 0, _NUM_CHUNKS * chunk_tokens)
@@ -77,29 +71,27 @@ def _digest(forward: Forward, pool: SlotPool, slot: int, chunk_tokens: int) -> s
     return digest.hexdigest()[:16]
 
 
-def _proven(passes: _Passes) -> tuple[tuple[int, ...], int]:
-    """The widths, and the number of last rows, that change no bit of what one chunk after the other gives."""
+def _last_rows(passes: _Passes) -> int:
+    """The least number of last rows that changes no bit of what one chunk after the other gives."""
     chunk_tokens = passes.chunk_tokens
     num_chunks = min(_NUM_CHUNKS, passes.pool.info.context_tokens // chunk_tokens)
-    end = num_chunks * chunk_tokens
-    logits = [passes.run(start, start + chunk_tokens) for start in range(0, end, chunk_tokens)]
-    kv = [tensor.clone() for tensor in passes.kv(0, end)]
-
-    def is_same(start: int, stop: int) -> bool:
-        """Whether one pass gives these tokens the same KV, and the last of them the same logits."""
-        again = passes.run(start, stop)
-        expected = [tensor[:, start:stop] for tensor in kv]
-        return torch.equal(again, logits[stop // chunk_tokens - 1]) and all(
-            map(torch.equal, passes.kv(start, stop), expected)
-        )
-
     # A CPU takes the keys of a query in blocks of one size. A card may split them by how many keys and queries there
     # are, so that there one number of keys is no proof for another.
     is_telling = torch.device(passes.pool.info.device).type == "cpu" and num_chunks > 1
-    # Each pass writes over all that an unequal one before it has left.
     narrower = [num_rows for num_rows in NARROW_ROWS if num_rows < chunk_tokens and is_telling]
-    last_rows = next((num_rows for num_rows in narrower if is_same(end - num_rows, end)), chunk_tokens)
-    return tuple(width for width in WIDTHS if width <= num_chunks and is_same(0, width * chunk_tokens)), last_rows
+    if not narrower:
+        return chunk_tokens
+    end = num_chunks * chunk_tokens
+    *_, logits = [passes.run(start, start + chunk_tokens) for start in range(0, end, chunk_tokens)]
+    kv = [tensor.clone() for tensor in passes.kv(end - chunk_tokens, end)]
+
+    def is_same(num_rows: int) -> bool:
+        """Whether they have the same KV, and the last of them the same logits; a pass writes over an unequal one's."""
+        again = passes.run(end - num_rows, end)
+        expected = [tensor[:, -num_rows:] for tensor in kv]
+        return torch.equal(again, logits) and all(map(torch.equal, passes.kv(end - num_rows, end), expected))
+
+    return next((num_rows for num_rows in narrower if is_same(num_rows)), chunk_tokens)
 
 
 class _Passes:
@@ -133,10 +125,7 @@ def _tokens(pool: SlotPool, num_tokens: int) -> list[int]:
 
 def _telling_depth(forward: Forward, num_layers: int) -> int:
     """How many layers' KV shows what all layers do: each shows the layers before it."""
-    layers = getattr(forward.model.base_model, "layers", None)
-    # A module's text names its parts and their sizes.
-    is_uniform = layers is not None and len({str(layer) for layer in layers}) == 1
-    return min(num_layers, _TELLING_LAYERS) if is_uniform else num_layers
+    return min(num_layers, _TELLING_LAYERS) if is_uniform(forward.model) else num_layers
 
 
 class _EnoughError(Exception):

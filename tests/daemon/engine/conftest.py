@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -24,7 +26,9 @@ from transformers import (
 )
 
 from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.forward import ModuleForward
 from semcache.daemon.engine.model import LoadedModel, load_model
+from semcache.daemon.engine.packed import PLAIN
 from semcache.daemon.request import CacheOptions, Message, Request, Sampling
 from semcache.store.tensors import KVSpan
 
@@ -138,8 +142,29 @@ def loaded(model_folder: Callable[[str], Path]) -> Callable[..., LoadedModel]:
 
 
 @pytest.fixture
+def plain_llama(model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """A model of its own with the modules that transformers gives it."""
+    monkeypatch.setattr("semcache.daemon.engine.model.choose_products", lambda *_: PLAIN)
+    plain = load(model_folder("llama"))
+    return replace(plain, forward=ModuleForward(plain.model))
+
+
+@pytest.fixture
 def engine(loaded: Callable[..., LoadedModel]) -> Engine:
     return Engine(loaded(), num_slots=4, prefill_chunk_tokens=CHUNK_TOKENS)
+
+
+class Moody(nn.Linear):
+    """Rounds otherwise when it gets another number of rows, as a library may that has a kernel for each size."""
+
+    def __init__(self, linear: nn.Linear, few: int, many: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+        self.rows = range(few, many + 1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        output = super().forward(states)
+        return output if states.shape[-2] in self.rows else output * (1 + 1e-6)
 
 
 _numbers = itertools.count()

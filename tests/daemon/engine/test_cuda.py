@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
 from tests.daemon.engine.conftest import (
     FAMILIES,
     assert_same_or_tied,
@@ -22,7 +22,7 @@ from tests.daemon.engine.conftest import (
     stock_tokens,
 )
 
-CHUNK_TOKENS = 64  # four in a context, so that all widths are tried; more than a narrow pass, were there one
+CHUNK_TOKENS = 64  # four in a context, so that all of them fit in one pass; more than a narrow pass, were there one
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,10 +63,10 @@ def test_several_chunks_in_one_pass_give_the_bits_of_one_after_the_other(
         narrow, wide = request_for(prompt), request_for(prompt)
         for request in (narrow, wide):
             engine.begin(request)
-            while engine.prefill(request, wide=request is wide) is None:
+            while engine.prefill(request, max_chunks=MAX_CHUNKS if request is wide else 1) is None:
                 pass
         ours, theirs = (engine.kv(request, 0, len(prompt)) for request in (wide, narrow))
-        print(family, dtype, "widths", engine.widths, "passes", wide.num_passes)
+        print(family, dtype, "joins", engine.joins, "passes", wide.num_passes)
         assert torch.equal(wide.prompt_logits, narrow.prompt_logits)
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.values, theirs.values)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from semcache.daemon.engine.draft import Proposal
-from semcache.daemon.engine.engine import Engine
+from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
 from semcache.daemon.engine.kv import StepCache
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.request import Request, RequestState, Sampling
@@ -348,7 +348,7 @@ def test_what_is_known_to_be_numbers_is_not_cleared(
 def test_a_wide_pass_that_failed_leaves_nothing_behind(loaded: Loaded) -> None:
     """What it wrote may be no numbers, and another row's padding would read them."""
     engine = make_engine(loaded(), num_slots=1)
-    pool, width = engine._pool, max(engine.widths)
+    pool, width = engine._pool, engine.max_chunks
 
     class Failing:
         model = engine._forward.model
@@ -362,6 +362,6 @@ def test_a_wide_pass_that_failed_leaves_nothing_behind(loaded: Loaded) -> None:
     engine.begin(request)
     engine._forward = Failing()
     with pytest.raises(RuntimeError):
-        engine.prefill(request, wide=True)
+        engine.prefill(request, max_chunks=MAX_CHUNKS)
     engine.release(request)
     assert all(tensor.isfinite().all() for tensor in (*pool.keys, *pool.values))

@@ -1,4 +1,4 @@
-"""Several chunks in one pass, and the end of one alone, give the bits of one chunk each, or are not done."""
+"""The end of a chunk alone gives the bits of the whole, or is not computed alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from semcache.daemon.engine.engine import Engine
 from semcache.daemon.engine.forward import ModuleForward
 from semcache.daemon.engine.kv import PrefillStep, SlotPool, StepCache
 from semcache.daemon.engine.model import LoadedModel, load_model
-from semcache.daemon.engine.packed import PLAIN
-from semcache.daemon.engine.trial import WIDTHS, _telling_depth, try_out
+from semcache.daemon.engine.trial import _telling_depth, try_out
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
     CONTEXT_TOKENS,
     FAMILIES,
+    Moody,
     load,
     random_prompt,
     request_for,
@@ -34,78 +34,18 @@ CHUNK = 16
 Loaded = Callable[..., LoadedModel]
 
 
-def computed(engine: Engine, prompt: list[int], *, wide: bool) -> tuple[KVSpan, Tensor, int]:
-    """KV and logits of a prompt, and in how many passes they came."""
+def computed(engine: Engine, prompt: list[int]) -> tuple[KVSpan, Tensor]:
+    """KV and logits of a prompt, chunk by chunk."""
     request = request_for(prompt)
     engine.begin(request)
-    while engine.prefill(request, wide=wide) is None:
+    while engine.prefill(request) is None:
         pass
-    found = engine.kv(request, 0, request.num_prompt_tokens), request.prompt_logits, request.num_passes
+    found = engine.kv(request, 0, request.num_prompt_tokens), request.prompt_logits
     engine.release(request)
     return found
 
 
-def assert_wide_is_narrow(engine: Engine, num_tokens: int) -> None:
-    prompt = random_prompt(random.Random(num_tokens), num_tokens)
-    narrow, wide = (computed(engine, prompt, wide=wide) for wide in (False, True))
-    assert torch.equal(narrow[0].keys, wide[0].keys)
-    assert torch.equal(narrow[0].values, wide[0].values)
-    assert torch.equal(narrow[1], wide[1])
-    num_chunks = num_tokens // engine.prefill_chunk_tokens
-    assert (wide[2] < narrow[2]) == (bool(engine.widths) and num_chunks >= min(engine.widths))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_prompt_has_the_bits_of_its_chunks(family: str, dtype: str, loaded: Loaded) -> None:
-    engine = Engine(loaded(family, dtype), num_slots=1, prefill_chunk_tokens=CHUNK)
-    print(family, dtype, "widths", engine.widths)
-    for num_tokens in (CHUNK - 1, CHUNK, 2 * CHUNK, 3 * CHUNK + 1, 4 * CHUNK, 6 * CHUNK, 7 * CHUNK + 5):
-        assert_wide_is_narrow(engine, num_tokens)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_built_in_model_too(dtype: str) -> None:
-    loaded = load_model("mini", device="cpu", dtype=dtype, max_context_tokens=1024, progress=lambda *_: None)
-    engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=128)
-    print("mini", dtype, "widths", engine.widths)
-    for num_tokens in (512, 700, 1000):
-        assert_wide_is_narrow(engine, num_tokens)
-
-
-@pytest.fixture
-def plain_llama(model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
-    """A model of its own with the modules that transformers gives it."""
-    monkeypatch.setattr("semcache.daemon.engine.model.choose_products", lambda *_: PLAIN)
-    plain = load(model_folder("llama"))
-    return replace(plain, forward=ModuleForward(plain.model))
-
-
-class Moody(nn.Linear):
-    """Rounds otherwise when it gets another number of rows, as a library may that has a kernel for each size."""
-
-    def __init__(self, linear: nn.Linear, few: int, many: int) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False)
-        self.weight = linear.weight
-        self.rows = range(few, many + 1)
-
-    def forward(self, states: Tensor) -> Tensor:
-        output = super().forward(states)
-        return output if states.shape[-2] in self.rows else output * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("layer", [0, -1])
-def test_kernels_that_depend_on_the_number_of_rows_are_found(layer: int, plain_llama: LoadedModel) -> None:
-    loaded = plain_llama
-    mlp: Any = loaded.model.base_model.layers[layer].mlp
-    mlp.down_proj = Moody(mlp.down_proj, 1, 2 * CHUNK)
-    engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=CHUNK)
-    assert engine.widths in ((), (2,))
-    assert set(engine.widths) <= set(WIDTHS)
-    assert_wide_is_narrow(engine, 8 * CHUNK)
-
-
-def test_a_pass_stays_one_chunk_where_rows_depend_on_each_other(tmp_path: Path) -> None:
+def test_a_chunk_stays_whole_where_rows_depend_on_each_other(tmp_path: Path) -> None:
     config = MixtralConfig(
         vocab_size=272, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=CONTEXT_TOKENS,
@@ -115,16 +55,15 @@ def test_a_pass_stays_one_chunk_where_rows_depend_on_each_other(tmp_path: Path) 
     for chunk_tokens in (CHUNK, 64):
         engine = Engine(loaded, num_slots=1, prefill_chunk_tokens=chunk_tokens)
         for num_tokens in (2 * chunk_tokens, 3 * chunk_tokens + 5, 4 * chunk_tokens):
-            assert_wide_is_narrow(engine, num_tokens)
             assert_logits_come_back(engine, num_tokens)
-        assert engine.widths == ()
+        assert not engine.joins
         assert engine.cuts.last_rows == chunk_tokens
 
 
 def assert_logits_come_back(engine: Engine, num_tokens: int) -> None:
     """All KV of a prompt restored without its logits: as few rows as were proven give them, and the same KV."""
     prompt = random_prompt(random.Random(num_tokens), num_tokens)
-    kv, logits, _ = computed(engine, prompt, wide=False)
+    kv, logits = computed(engine, prompt)
     warm = restored_request(prompt, [kv])
     engine.begin(warm)
     chunk_tokens = engine.prefill_chunk_tokens
@@ -181,7 +120,6 @@ def test_a_card_computes_whole_chunks(loaded: Loaded) -> None:
     trial = try_out(Watching(loaded().model), pool, 64)
     assert trial.last_rows == 64
     assert min(num_tokens for num_tokens in passes if num_tokens > 1) == 64
-    assert 128 in passes, "wide passes attend chunk by chunk, in the shapes of one chunk"
 
 
 def test_layers_of_one_kind_are_tried_in_part_and_others_as_a_whole(plain_llama: LoadedModel) -> None:
@@ -211,8 +149,8 @@ def test_every_pass_stands_on_computed_kv(plain_llama: LoadedModel) -> None:
                 stands[step.start] = stands.get(step.start, True) and bool(written.all())
             return super().__call__(tokens, cache, num_logits)
 
-    Engine(replace(plain_llama, forward=Watching(plain_llama.model)), num_slots=1, prefill_chunk_tokens=CHUNK)
-    assert max(stands) >= 8 * CHUNK
+    Engine(replace(plain_llama, forward=Watching(plain_llama.model)), num_slots=1, prefill_chunk_tokens=64)
+    assert max(stands) >= CONTEXT_TOKENS - 64
     assert all(stands.values()), stands
 
 
