@@ -27,6 +27,7 @@ NUM_WARM = 5  # warm requests are short, so there are more of them in a repeat
 NUM_RESTARTS = 3
 NUM_COLD = 3  # rounds in a repeat: what is asked once has the speed that the machine had at that moment
 NUM_MOSTLY_NEW = 4  # rounds in a repeat: a ratio close to 1 needs more than one
+NUM_STREAM_ROUNDS = 2
 NUM_GAP_STREAMS = 4
 NUM_GAP_ROUNDS = 2  # a 99th percentile of one prompt's chunks would be its slowest chunk
 
@@ -221,7 +222,7 @@ class Bench:
         """Prompts one at a time, then so many at once, which is stored as ever; the tokens must be the same."""
         plan, num_tokens = self.plan, self.plan.stream_prompt_tokens
         for num_streams in plan.streams:
-            prompts = [self._fresh(num_tokens) for _ in range(num_streams)]
+            prompts: list[Prompt] = [self._fresh(num_tokens) for _ in range(num_streams)]
             alone = [
                 answer
                 for prompt in prompts
@@ -232,13 +233,22 @@ class Bench:
             ]
             if num_streams == 1:
                 continue
-            ours = Key(self._ours.name, "miss", num_tokens, num_streams)
-            asks: dict[Key, Ask] = {ours: partial(self._ours.ask, prompts, plan.answer_tokens)}
-            for peer in self._peers:
-                key = Key(peer.name, "cold", num_tokens, num_streams)
-                asks[key] = partial(peer.ask, prompts, plan.answer_tokens)
-            for key, answers in self._rounds.in_turn(repeat, asks).items():
+            turn = repeat * NUM_STREAM_ROUNDS
+            for key, answers in self._at_once(turn, prompts, everybody=True).items():
                 self._rounds.compare(key, prompts, answers, alone)
+            for number in range(1, NUM_STREAM_ROUNDS):
+                self._at_once(turn + number, [self._fresh(num_tokens) for _ in range(num_streams)])
+
+    def _at_once(self, turn: int, prompts: list[Prompt], *, everybody: bool = False) -> dict[Key, list[Answer]]:
+        """One round; with the stock model only where it is for `everybody`."""
+        num_tokens, num_streams, num_answer = len(prompts[0]), len(prompts), self.plan.answer_tokens
+        ours = Key(self._ours.name, "miss", num_tokens, num_streams)
+        asks: dict[Key, Ask] = {ours: partial(self._ours.ask, prompts, num_answer)}
+        for peer in self._peers:
+            if everybody or peer.name not in STOCK:
+                key = Key(peer.name, "cold", num_tokens, num_streams)
+                asks[key] = partial(peer.ask, prompts, num_answer)
+        return self._rounds.in_turn(turn, asks)
 
     def _gaps(self, number: int) -> None:
         """How long running streams wait for each other's next token while a long prompt is computed beside them.

@@ -50,6 +50,8 @@ class Row:
     each_settled_ms: tuple[float | None, ...]
     each_tpot_ms: tuple[float | None, ...]
     each_round: tuple[int | None, ...]  # equal for what was asked in the same round; None outside of rounds
+    each_tokens_per_s: tuple[float | None, ...]  # of all streams that were asked at once
+    each_tokens_per_s_round: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def _row(key: Key, seen: Seen) -> Row:
         each_ttft_ms=tuple(a.ttft_ms for a in answers), each_total_ms=tuple(a.total_ms for a in answers),
         each_settled_ms=tuple(a.settled_ms for a in answers), each_tpot_ms=tuple(a.tpot_ms for a in answers),
         each_round=tuple(sample.round for sample in seen.samples for _ in sample.answers),
+        each_tokens_per_s=tuple(_tokens_per_s(sample.answers) for sample in seen.samples),
+        each_tokens_per_s_round=tuple(sample.round for sample in seen.samples),
     )  # fmt: skip
 
 
@@ -127,11 +131,16 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
     def cold(what: str) -> float | None:
         return _least(at(what, "miss"), at(what, "cold", "generate"))
 
-    def each(what: str, case: str, system: str = _OURS) -> dict[int, float]:
+    def each(
+        what: str, case: str, system: str = _OURS, num_tokens: int = num, streams: int = 1, by: str = "each_round"
+    ) -> dict[int, float]:
         """By round."""
-        row = found.get((system, case, num, 1))
-        values = zip(row.each_round, getattr(row, what), strict=True) if row is not None else ()
+        row = found.get((system, case, num_tokens, streams))
+        values = zip(getattr(row, by), getattr(row, what), strict=True) if row is not None else ()
         return {number: value for number, value in values if number is not None and value is not None}
+
+    def rates8(case: str, system: str = _OURS) -> dict[int, float]:
+        return each("each_tokens_per_s", case, system, num_streamed, 8, by="each_tokens_per_s_round")
 
     cold_shared = _least(*(at("ttft_ms", "cold", name, num_shared) for name in ("generate", OFF)))
     rate8 = at("tokens_per_s", "miss", num_tokens=num_streamed, streams=8)
@@ -164,7 +173,7 @@ def ratios_of(rows: Iterable[Row], plan: Plan) -> dict[str, float | None]:
             "tpot": _paired(each("each_tpot_ms", "miss"), each("each_tpot_ms", "cold", peer)),
             "warm_second_token": _over(at("second_token_ms", "warm_ram"), at("second_token_ms", "warm_ram", peer)),
             "restart": _over(at("second_token_ms", "restart"), at("second_token_ms", "restart", peer)),
-            "streams8": _over(rate8, at("tokens_per_s", "cold", peer, num_streamed, 8)),
+            "streams8": _paired(rates8("miss"), rates8("cold", peer)),
         }.items()
         if ratio is not None
     }

@@ -153,6 +153,17 @@ def test_small_differences_are_taken_within_a_round() -> None:
     assert ratios["shared_64"] == pytest.approx(0.9)
 
 
+def test_streams_are_paired_by_their_round_and_not_by_their_answers() -> None:
+    def at_once(ended: float, number: int) -> Sample:
+        return Sample([answer(0.5, ended=ended) for _ in range(8)], None, number)
+
+    found = {
+        Key("semcache", "miss", 50, 8): Seen([at_once(2.0, 1), at_once(6.0, 2), at_once(3.0, 3)]),
+        Key("vllm", "cold", 50, 8): Seen([at_once(4.0, 2), at_once(3.3, 3)]),  # not in the first round
+    }
+    assert ratios_of(rows_of(found), PLAN)["streams8_vs_vllm"] == pytest.approx((4 / 6 + 1.1) / 2)
+
+
 def test_the_table_says_how_many_answers_differ(tmp_path: Path) -> None:
     rows = rows_of({Key("semcache", "warm_ram", 100, 1): seen(answer(0.1, 0.2), num_compared=5, margins=[0.25])})
     assert table(rows)[1].split()[-2:] == ["1/5", "0.25"]

@@ -33,11 +33,14 @@ class BrokenEngine(Engine):
     broken = False
     cannot_clear = False
     no_room_for_kv = False
+    num_shared = 0  # passes of several kinds
+    could_share = False
     gate = threading.Event()
     gate.set()
 
     def __init__(self, loaded: LoadedModel, *, num_slots: int, prefill_chunk_tokens: int) -> None:
         super().__init__(loaded, num_slots=num_slots, prefill_chunk_tokens=prefill_chunk_tokens)
+        BrokenEngine.could_share = self.joins
         clear = self._pool.clear
 
         def clear_if_it_can(slot: int, start: int, stop: int) -> None:
@@ -62,7 +65,9 @@ class BrokenEngine(Engine):
     ) -> Together | None:  # fmt: skip
         if decodes:
             self._step()
-        return super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        found = super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        BrokenEngine.num_shared += found is not None
+        return found
 
     def _step(self) -> None:
         assert self.gate.wait(TIMEOUT_S)
@@ -147,6 +152,27 @@ def test_the_same_prompt_gives_the_same_answer_in_any_company(make_loop: Callabl
     crowd = [Asked(text).submit(loop) for text in ("in company", "another much longer prompt", "x")]
     assert [a.end().state for a in crowd] == [RequestState.FINISHED] * 3
     assert crowd[0].request.output_tokens == alone.request.output_tokens
+
+
+def test_what_is_handed_over_has_the_same_bits_in_any_company(make_loop: Callable[..., EngineLoop]) -> None:
+    loop = make_loop(num_slots=4)
+    texts = [f"{i} " * (3 + 7 * i) for i in range(10)]  # less than a chunk, and up to nine
+    alone = [Asked(text).submit(loop).kv() for text in texts]
+    BrokenEngine.num_shared = 0
+    BrokenEngine.gate.clear()
+    first = Asked("somebody who streams", max_tokens=60).submit(loop)
+    first.first_token()
+    crowd = [Asked(text, user=f"os:1/{i % 2}").submit(loop) for i, text in enumerate(texts)]
+    BrokenEngine.gate.set()
+    for asked, expected in zip(crowd, alone, strict=True):
+        kv = asked.kv()
+        assert kv is not None
+        assert expected is not None
+        assert torch.equal(kv.logits, expected.logits)
+        for ours, theirs in zip(kv.spans, expected.spans, strict=True):
+            assert torch.equal(ours.keys, theirs.keys)
+            assert torch.equal(ours.values, theirs.values)
+    assert BrokenEngine.num_shared or not BrokenEngine.could_share
 
 
 def test_cancel_ends_before_the_next_step_and_frees_the_slot(make_loop: Callable[..., EngineLoop]) -> None:

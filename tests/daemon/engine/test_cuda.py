@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
+from tests.daemon.engine.beside import assert_each_is_as_alone
 from tests.daemon.engine.conftest import (
     FAMILIES,
     assert_same_or_tied,
@@ -72,6 +73,16 @@ def test_several_chunks_in_one_pass_give_the_bits_of_one_after_the_other(
         assert torch.equal(ours.values, theirs.values)
         for request in (narrow, wide):
             engine.release(request)
+
+
+def test_prompts_and_streams_in_one_pass_have_the_bits_of_their_own(
+    model_folder: Callable[[str], Path], family: str, dtype: str
+) -> None:
+    engine, _ = engine_on_device(model_folder(family), dtype)
+    rng = random.Random(3)
+    prompts = [random_prompt(rng, num_tokens) for num_tokens in (3 * CHUNK_TOKENS, 7, CHUNK_TOKENS + 5)]
+    num_apart = assert_each_is_as_alone(engine, prompts, 1)
+    print(family, dtype, "joins", engine.joins, "steps apart", num_apart)
 
 
 def test_tokens_are_those_of_generate_alone_and_together(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,7 @@ from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
 from semcache.daemon.engine.llama import LlamaForward
 from semcache.daemon.engine.model import LoadedModel, load_model
 from semcache.daemon.engine.rows import Rows
-from semcache.daemon.request import Request
-from semcache.store.tensors import KVSpan
+from tests.daemon.engine.beside import alone, assert_each_is_as_alone
 from tests.daemon.engine.conftest import (
     FAMILIES,
     Moody,
@@ -35,57 +34,9 @@ CHUNK = 16
 Loaded = Callable[..., LoadedModel]
 
 
-def alone(engine: Engine, prompt: Sequence[int]) -> tuple[KVSpan, Tensor]:
-    """KV and logits of a prompt that is computed one chunk after the other."""
-    request = start(engine, request_for(prompt))
-    found = engine.kv(request, 0, len(prompt)), request.prompt_logits
-    engine.release(request)
-    return found
-
-
 @pytest.fixture(scope="module")
 def shared_engine(loaded: Loaded) -> Engine:
     return Engine(loaded(), num_slots=4, prefill_chunk_tokens=CHUNK)
-
-
-def drive(engine: Engine, requests: list[Request], rng: random.Random, max_chunks: int = 1) -> int:
-    """Prefill all, in passes that are shared with the streams of whoever is through; how many were not."""
-    num_apart, waiting, streams = 0, list(requests), []
-    while waiting:
-        prefills = rng.sample(waiting, rng.randint(1, min(3, len(waiting))))
-        found = engine.together(prefills, (), streams, max_chunks=max_chunks)
-        if found is None:
-            num_apart += 1
-            for request in prefills:
-                engine.prefill(request)
-            tokens = engine.decode(streams) if streams else []
-        else:
-            tokens = found.tokens
-        for stream, token in zip(streams, tokens, strict=True):
-            stream.emit([token], "")
-        for request in prefills:
-            if (first := engine.first_token(request)) is not None:
-                request.emit([first], "")
-                waiting.remove(request)
-                streams.append(request)
-    return num_apart
-
-
-def assert_each_is_as_alone(engine: Engine, prompts: list[list[int]], seed: int, max_chunks: int = 1) -> int:
-    expected = [alone(engine, prompt) for prompt in prompts]
-    requests = [request_for(prompt) for prompt in prompts]
-    for request in requests:
-        engine.begin(request)
-    num_apart = drive(engine, requests, random.Random(seed), max_chunks)
-    found = [engine.kv(request, 0, request.num_prompt_tokens) for request in requests]
-    for request in requests:
-        engine.release(request)
-    for request, kv, (expected_kv, logits) in zip(requests, found, expected, strict=True):
-        assert_equal_kv(kv, expected_kv)
-        assert torch.equal(request.prompt_logits, logits)
-        [again] = generate(engine, [request_for(request.prompt_tokens)], len(request.output_tokens))
-        assert_same_or_tied(engine, request.prompt_tokens, request.output_tokens, again)
-    return num_apart
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
