@@ -166,6 +166,7 @@ class Batch:
         request.times.restored = self._clock()
         request.on_slot()
         self._streams.begin(request, self._engine.tokenizer)
+        self._begin_answer(request)  # where no pass is needed for it, it does not wait for one
 
     def _admit(self) -> None:
         """One at a time where somebody waits for it: restoring copies KV, which may take as long as a chunk."""

@@ -21,7 +21,15 @@ from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import Request, RequestState
 from semcache.daemon.resident import Resident
 from semcache.daemon.scheduler import Scheduler
-from tests.daemon.engine.conftest import CHUNK_TOKENS, load, random_prompt, request_for, save_model
+from tests.daemon.engine.conftest import (
+    CHUNK_TOKENS,
+    load,
+    random_prompt,
+    request_for,
+    restored_request,
+    save_model,
+    start,
+)
 
 TIMEOUT_S = 60
 
@@ -177,3 +185,25 @@ def test_what_one_prompt_is_refused_for_ends_no_other_in_its_pass(
     assert bad.state is RequestState.FAILED
     assert good.state is RequestState.DECODING
     assert batch.num_failures == 0
+
+
+def test_a_first_token_that_needs_no_pass_waits_for_none(loaded: LoadedModel) -> None:
+    """Neither for the chunks of prompts that came before it nor for the tokens of streams."""
+    engine = Watched(loaded, num_slots=3)
+    prompt = random_prompt(random.Random(5), CHUNK_TOKENS)
+    cold = start(engine, request_for(prompt))
+    kv, logits = engine.kv(cold, 0, CHUNK_TOKENS), cold.prompt_logits
+    engine.release(cold)
+    batch, scheduler = batch_over(engine)
+    known = restored_request(prompt, [kv], prompt_logits=logits)
+    early, late = long_request(), long_request()
+    num_passes = []
+    known.publish = lambda event: num_passes.append((early.num_passes, late.num_passes))
+    batch.add(early, lambda _request, _kv: None)
+    batch.step()
+    for request in (late, known):
+        batch.add(request, lambda _request, _kv: None)
+    batch.step()
+    assert known.output_tokens[:1] == cold.output_tokens
+    assert num_passes[0] == (1, 0)
+    assert scheduler.has_streams

@@ -183,7 +183,7 @@ class Engine:
         """
         if not self.joins:
             return None
-        chunks = [self._chunk(request, max_chunks) for request in prefills if not request.is_prompt_computed]
+        chunks = [self._chunk(request, max_chunks) for request in prefills]
         checks = [self._check_of(request, proposal) for request, proposal in drafted]
         step = self._next_tokens(decodes)
         work: list[Work] = [*chunks, *checks, *([step] if decodes else [])]
@@ -191,8 +191,7 @@ class Engine:
         sizes = {num_rows, *(chunk.num_rows for chunk in chunks)} if chunks else ()
         if not all(map(self._rows.are_alike, sizes)):
             return None
-        if work:
-            self._compute(work)
+        self._compute(work)
         verified = [check.verified for check in checks if check.verified is not None]
         return Together(verified, step.tokens, num_rows)
 
