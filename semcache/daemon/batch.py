@@ -180,7 +180,10 @@ class Batch:
         started = self._clock()
         drafted = [(request, self._drafts.proposal(request)) for request in step.verifies]
         before = [request.num_computed for request in step.prefills]
-        found = self._engine.together(step.prefills, drafted, step.decodes)
+        try:
+            found = self._engine.together(step.prefills, drafted, step.decodes)
+        except EngineError:
+            found = None  # what is refused about one of them ends that one
         if found is None:
             return False
         ms_per_row = (self._clock() - started) * 1e3 / max(1, found.num_rows)
@@ -203,7 +206,7 @@ class Batch:
 
     def _prefill(self, request: Request) -> None:
         started = self._clock()
-        # Whoever else runs, waits or may come soon is not to wait for more than a chunk.
+        # Whoever else runs, waits or may come soon is not to wait for more than a chunk of this prompt.
         is_alone = self._scheduler.num_running == 1 and not self._scheduler.num_waiting and not self._is_awaited()
         max_chunks = MAX_CHUNKS if is_alone and not request.gives_way else 1
         token = self._engine.prefill(request, max_chunks=max_chunks)
@@ -250,7 +253,7 @@ class Batch:
         is_alone = self._scheduler.num_running == 1
         proposal = self._drafts.propose(request, self._engine.room(request), is_alone=is_alone)
         if proposal is not None:
-            self._scheduler.start_verifying(request, len(proposal.tokens) + 1)
+            self._scheduler.start_verifying(request, self._engine.num_rows(request, proposal))
 
     def _verify(self, request: Request) -> None:
         proposal = self._drafts.proposal(request)

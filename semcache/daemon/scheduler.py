@@ -1,8 +1,9 @@
 """Which requests compute in the next step. Pure Python: no torch, no clock, no sleep.
 
 Where passes may be joined, a step takes the rows of every running stream, and beside them one chunk: of a prompt, or of
-drafts. Otherwise chunks alternate with decode steps. Either way running streams never wait for more than one chunk.
-Slots are given to users in turn, so one user's queue never starves another's.
+drafts. Otherwise chunks alternate with decode steps. Either way a stream that decodes never waits for more than one
+chunk, and one with a draft to verify waits for its turn among the chunks. Slots are given to users in turn, so one
+user's queue never starves another's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 
 from semcache.daemon.request import Request, RequestState
 
-MAX_PROMPTS = 4  # with a chunk in one step, while nobody's stream waits for them
+# With a chunk in one step, while no stream waits for them. Whoever comes meanwhile would be behind these chunks anyway,
+# but for a first token that needs no pass.
+MAX_PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Scheduler:
 
     @property
     def has_streams(self) -> bool:
-        """Whether somebody's next token is computed by the next step or the one after it."""
-        return bool(self._decoding or self._verifying)
+        """Whether somebody has a first token and waits for the next one, for a step or for KV."""
+        return bool(self._decoding or self._verifying or self._parked)
 
     @property
     def is_idle(self) -> bool:

@@ -18,11 +18,12 @@ from semcache.daemon.engine.engine import MAX_CHUNKS, Engine, Together
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.handover import Handovers
 from semcache.daemon.loop import EngineLoop
-from semcache.daemon.request import Request, RequestState
+from semcache.daemon.request import Donor, Request, RequestState, Sampling
 from semcache.daemon.resident import Resident
 from semcache.daemon.scheduler import Scheduler
 from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
+    generate,
     load,
     random_prompt,
     request_for,
@@ -58,10 +59,9 @@ class Watched(Engine):
         return super().prefill(request)
 
     def together(
-        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
-        max_chunks: int = 1,
-    ) -> Together | None:  # fmt: skip
-        found = super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request]
+    ) -> Together | None:
+        found = super().together(prefills, drafted, decodes)
         if found is not None:
             self.shared.append((len(prefills), len(drafted), len(decodes)))
         return found
@@ -76,13 +76,13 @@ def long_request(**fields: Any) -> Request:
     return request_for(random_prompt(random.Random(1), 8 * CHUNK_TOKENS), **fields)
 
 
-def batch_over(engine: Engine) -> tuple[Batch, Scheduler]:
+def batch_over(engine: Engine, *, drafts: bool = False) -> tuple[Batch, Scheduler]:
     """Nobody is on the way."""
     resident = Resident(lambda _progress: engine, on_change=lambda: None, keep_alive_s=0, clock=time.monotonic)
     resident.load()
     scheduler = Scheduler(engine.num_slots, engine.prefill_chunk_tokens if engine.joins else None)
     batch = Batch(
-        resident, scheduler, Handovers(block_tokens=64, piece_bytes=1), Drafts(enabled=False),
+        resident, scheduler, Handovers(block_tokens=64, piece_bytes=1), Drafts(enabled=drafts),
         time.monotonic, is_awaited=lambda: False, piece_bytes=1,
     )  # fmt: skip
     return batch, scheduler
@@ -207,3 +207,67 @@ def test_a_first_token_that_needs_no_pass_waits_for_none(loaded: LoadedModel) ->
     assert known.output_tokens[:1] == cold.output_tokens
     assert num_passes[0] == (1, 0)
     assert scheduler.has_streams
+
+
+@pytest.mark.parametrize(("num_tokens", "at_once"), [(5, 2), (13, 1)])
+def test_drafts_share_a_pass_as_far_as_a_chunk_goes(num_tokens: int, at_once: int, loaded: LoadedModel) -> None:
+    engine = Watched(loaded, num_slots=2)
+    if not engine.joins:
+        pytest.skip("this machine's kernels depend on the number of rows")
+    prompts = [random_prompt(random.Random(i), 6) for i in range(2)]
+    donors = [
+        Donor(tuple(generate(engine, [request_for(prompt)], num_tokens)[0]), has_ended=False) for prompt in prompts
+    ]
+    batch, _ = batch_over(engine, drafts=True)
+    for prompt, donor in zip(prompts, donors, strict=True):
+        request = request_for(prompt, Sampling(max_tokens=40))
+        request.donor = donor
+        batch.add(request, lambda _request, _kv: None)
+    for _ in range(3):
+        batch.step()
+    drafted = [num for _, num, _ in engine.shared]
+    assert engine.shared[0] == (2, 0, 0)
+    assert (2 in drafted) == (at_once == 2)
+
+
+def test_a_shared_pass_is_paid_for_by_the_row(loaded: LoadedModel) -> None:
+    engine = Watched(loaded, num_slots=2)
+    if not engine.joins:
+        pytest.skip("this machine's kernels depend on the number of rows")
+    batch, _ = batch_over(engine)
+    few, many = request_for([7] * 5), request_for([8] * 15)
+    for request in (few, many):
+        batch.add(request, lambda _request, _kv: None)
+    started = time.monotonic()
+    batch.step()
+    took_ms = (time.monotonic() - started) * 1e3
+    paid = batch._handovers._prefill_ms
+    assert engine.shared == [(2, 0, 0)]
+    assert paid[many.id] == pytest.approx(3 * paid[few.id])
+    assert 0 < paid[many.id] + paid[few.id] <= took_ms
+
+
+def test_restoring_is_not_waited_for_more_than_once_a_step(loaded: LoadedModel) -> None:
+    engine = Watched(loaded, num_slots=4)
+    cold = start(engine, long_request())
+    kv = engine.kv(cold, 0, CHUNK_TOKENS)
+    engine.release(cold)
+    batch, scheduler = batch_over(engine)
+    warm = [restored_request(cold.prompt_tokens, [kv]) for _ in range(2)]
+    for request in (long_request(), *warm):
+        batch.add(request, lambda _request, _kv: None)
+    batch.step()
+    assert scheduler.num_waiting == 1, "one that brings KV, and those before it"
+    batch.step()
+    assert scheduler.num_waiting == 0
+
+
+def test_one_at_a_time_gets_a_slot_where_somebody_streams(loaded: LoadedModel) -> None:
+    batch, scheduler = batch_over(Watched(loaded, num_slots=4))
+    batch.add(request_for([7] * 5, Sampling(max_tokens=100)), lambda _request, _kv: None)
+    batch.step()
+    assert scheduler.has_streams
+    for _ in range(3):
+        batch.add(long_request(), lambda _request, _kv: None)
+    batch.step()
+    assert scheduler.num_waiting == 2

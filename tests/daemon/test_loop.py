@@ -60,12 +60,11 @@ class BrokenEngine(Engine):
         return super().decode(requests)
 
     def together(
-        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
-        max_chunks: int = 1,
-    ) -> Together | None:  # fmt: skip
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request]
+    ) -> Together | None:
         if decodes:
             self._step()
-        found = super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        found = super().together(prefills, drafted, decodes)
         BrokenEngine.num_shared += found is not None
         return found
 

@@ -48,10 +48,9 @@ class Traced(Engine):
         return super().decode(requests)
 
     def together(
-        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
-        max_chunks: int = 1,
-    ) -> Together | None:  # fmt: skip
-        found = super().together(prefills, drafted, decodes, max_chunks=max_chunks)
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request]
+    ) -> Together | None:
+        found = super().together(prefills, drafted, decodes)
         if found is not None:
             self.trace += [f"prefill {request.id}" for request in prefills]
             if decodes:

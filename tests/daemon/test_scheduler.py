@@ -133,6 +133,19 @@ def test_prompts_share_a_step_while_nobody_streams() -> None:
     assert scheduler.next_step() == Step(prefills=(*prompts[MAX_PROMPTS:], *prompts[: MAX_PROMPTS - 2]))
 
 
+def test_who_waits_for_kv_has_a_stream_too() -> None:
+    scheduler = Scheduler(4, CHUNK)
+    [parked] = decoding(scheduler, "a")
+    scheduler.park(parked)
+    prompts = asked("b", 9), asked("c", 9)
+    for prompt in prompts:
+        scheduler.add(prompt)
+    admit_all(scheduler)
+    assert scheduler.next_step() == Step(prefills=prompts[:1])
+    scheduler.remove(parked)
+    assert scheduler.next_step() == Step(prefills=prompts[::-1])
+
+
 def test_drafts_share_a_step_as_far_as_a_chunk_goes() -> None:
     scheduler = Scheduler(4, CHUNK)
     requests = decoding(scheduler, "a", "b", "c", "d")
@@ -192,7 +205,7 @@ def test_every_request_ends_once_and_in_bounded_steps(
     while True:
         admit_all(scheduler)
         assert scheduler.num_running <= num_slots
-        has_streams = bool(scheduler._decoding)
+        has_streams, num_verifying = bool(scheduler._decoding), len(scheduler._verifying)
         step = scheduler.next_step()
         if step is None:
             break
@@ -201,7 +214,7 @@ def test_every_request_ends_once_and_in_bounded_steps(
         assert joins or not step.is_shared
         num_since_decode = num_since_decode + 1 if has_streams and not step.decodes else 0
         assert num_since_decode <= (not joins)
-        assert len(step.prefills) <= (MAX_PROMPTS if joins and not scheduler.has_streams else 1)
+        assert len(step.prefills) <= (1 if has_streams or num_verifying or not joins else MAX_PROMPTS)
         assert sum(scheduler._verifying[request] for request in step.verifies) <= max(CHUNK, ROWS * (not joins))
         for request in step.prefills:
             chunks[request] -= 1

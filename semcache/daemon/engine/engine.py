@@ -1,7 +1,8 @@
 """The engine's front door: tokens in, tokens out. Knows no users, no HTTP and takes no cache decisions.
 
-One thread calls it. The caller owns the order of calls: begin, prefill until a token comes, decode or verify, release.
-Before a decode or verify step the KV of every token but the newest is computed; the newest is the step's input.
+One thread calls it. The caller owns the order of calls: begin, prefill until a token comes, decode or verify, release;
+`together` is one pass of all three kinds, with `first_token` behind it for each prompt. Before a decode or verify step
+the KV of every token but the newest is computed; the newest is the step's input.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Engine:
         self._to_restore: dict[int, Sequence[KVSpan]] = {}  # by slot, until the KV is needed
         trial = try_out(loaded.forward, self._pool, prefill_chunk_tokens)
         self._rows = Rows(loaded.forward, prefill_chunk_tokens)
-        self.joins = all(map(self._rows.are_alike, (prefill_chunk_tokens, prefill_chunk_tokens + num_slots)))
+        self.joins = all(map(self._rows.are_alike, (prefill_chunk_tokens, 2 * prefill_chunk_tokens)))
         self.max_chunks = MAX_CHUNKS if self.joins else 1  # of a prompt in one pass, at most
         self.cuts = Cuts(prefill_chunk_tokens, trial.last_rows) if exactness == "bitwise" else Cuts(1, 1)
         code = f"{loaded.info.products};{loaded.info.forward}"
@@ -166,6 +167,10 @@ class Engine:
         left = self.info.context_tokens - request.num_prompt_tokens - num_output
         return min(left, request.sampling.max_tokens - num_output, self.prefill_chunk_tokens)
 
+    def num_rows(self, request: Request, proposal: Proposal) -> int:
+        """Of its verification: the last token that fits is judged by the row before it."""
+        return min(len(proposal.tokens) + 1, self.room(request))
+
     def verify(self, request: Request, proposal: Proposal) -> Verified:
         """Judge proposed tokens in a pass of this row alone."""
         work = self._check_of(request, proposal)
@@ -174,16 +179,15 @@ class Engine:
         return work.verified
 
     def together(
-        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request], *,
-        max_chunks: int = 1,
-    ) -> Together | None:  # fmt: skip
+        self, prefills: Sequence[Request], drafted: Sequence[tuple[Request, Proposal]], decodes: Sequence[Request]
+    ) -> Together | None:
         """`prefill` of some, `verify` of others, `decode` of more in one pass; `first_token` is left to be asked for.
 
         None where a prompt's bits are only known to be right in a pass of its own.
         """
         if not self.joins:
             return None
-        chunks = [self._chunk(request, max_chunks) for request in prefills]
+        chunks = [self._chunk(request, 1) for request in prefills]
         checks = [self._check_of(request, proposal) for request, proposal in drafted]
         step = self._next_tokens(decodes)
         work: list[Work] = [*chunks, *checks, *([step] if decodes else [])]
@@ -208,7 +212,7 @@ class Engine:
 
     def _check_of(self, request: Request, proposal: Proposal) -> DraftWork:
         self._restore(request)
-        num_rows = min(len(proposal.tokens) + 1, self.room(request))
+        num_rows = self.num_rows(request, proposal)
         return DraftWork(request, proposal, num_rows, self.tie_margin, self.info.eos_token_ids)
 
     def _next_tokens(self, requests: Sequence[Request]) -> DecodeWork:
@@ -263,7 +267,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the weights and the slots; the engine cannot be used afterwards."""
-        del self._forward, self._pool
+        del self._forward, self._pool, self._rows
         if self._is_cuda:
             torch.cuda.empty_cache()
 

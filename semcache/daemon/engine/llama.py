@@ -64,13 +64,13 @@ class LlamaForward:
     def together(self, passes: Sequence[Pass]) -> list[Tensor | None]:
         """What each of several passes gives, with the rows of all in the same products.
 
-        A chunk's attention and activation, and all of the last layer that is needed for its logits, have the shapes of
-        a pass of its own.
+        A chunk's rotation, attention and activation, and all of the last layer that is needed for its logits, have the
+        shapes of a pass of its own.
         """
         states = self._embedding(_joined_rows([one.tokens.flatten() for one in passes]))  # [n, hidden]
         sizes = [size for one in passes for size in one.cache.step.sizes]
-        rotations = [self._rotation(states, one.cache.step.position_ids) for one in passes]
-        rotation = rotations[0] if len(passes) == 1 else _Rotation.joined(rotations)
+        positions = _joined_rows([one.cache.step.position_ids.flatten() for one in passes])
+        rotation = _Rotation.joined([self._rotation(states, of_one) for of_one in torch.split(positions, sizes)])
         *layers, last = self._layers
         for index, layer in enumerate(layers):
             parts = _parts(passes, index, *layer.heads(states, rotation))
@@ -87,14 +87,16 @@ class LlamaForward:
     def rows(self, states: Tensor, positions: Tensor) -> list[Tensor]:
         """What the first layer does row by row with states [n, hidden] at positions [n]; for trials.
 
-        What it attends to are its queries. Activations are left out: `together` computes them chunk by chunk.
+        What it attends to are its queries. Rotation and activations come row by row: `together` computes them chunk by
+        chunk. Nothing is added to the output of attention, which would hide its last bits.
         """
-        layer = self._layers[0]
-        query, keys, values = layer.heads(states, self._rotation(states, positions[None]))
-        return [query, keys, values, layer.behind(states, query, [1] * len(states))]
+        layer, sizes = self._layers[0], [1] * len(states)
+        rotation = _Rotation.joined([self._rotation(states, position) for position in torch.split(positions, sizes)])
+        query, keys, values = layer.heads(states, rotation)
+        return [query, keys, values, layer.behind(torch.zeros_like(states), query, sizes)]
 
-    def _rotation(self, states: Tensor, position_ids: Tensor) -> _Rotation:
-        return _Rotation.of(*self._rotary(states, position_ids=position_ids))
+    def _rotation(self, states: Tensor, positions: Tensor) -> _Rotation:
+        return _Rotation.of(*self._rotary(states, position_ids=positions[None]))
 
     def _logits(self, num_logits: int, states: Tensor, part: Part) -> Tensor | None:
         """Of one pass, whose states [tokens, hidden] have come to the last layer."""
@@ -145,6 +147,8 @@ class _Rotation:
 
     @classmethod
     def joined(cls, rotations: Sequence[_Rotation]) -> _Rotation:
+        if len(rotations) == 1:
+            return rotations[0]
         return cls(torch.cat([one.cos for one in rotations]), torch.cat([one.sin for one in rotations]))
 
     def turned(self, heads: Tensor) -> Tensor:

@@ -32,9 +32,8 @@ def prefill_pass(
 
 
 def prefill_chunk(
-    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, num_logits: int,
-    chunk_tokens: int | None = None,
-) -> Tensor | None:  # fmt: skip
+    forward: Forward, pool: SlotPool, slot: int, tokens: Sequence[int], start: int, *, num_logits: int
+) -> Tensor | None:
     """A `prefill_pass` of its own; the logits behind the last tokens, [num_logits, vocab], None where that is 0."""
-    logits = forward(*prefill_pass(pool, slot, tokens, start, num_logits=num_logits, chunk_tokens=chunk_tokens))
+    logits = forward(*prefill_pass(pool, slot, tokens, start, num_logits=num_logits))
     return None if logits is None else logits[0]

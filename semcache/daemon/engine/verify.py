@@ -1,4 +1,4 @@
-"""Verification: drafted tokens behind the newest one in one forward, as a chunk of that row alone.
+"""Verification: drafted tokens behind the newest one in one pass, as a chunk of that request's own.
 
 The model's own token of each position is chosen as decode would choose it, so a draft changes when tokens come and not
 which. Other shapes round differently; a position where that could matter is left to plain decode.

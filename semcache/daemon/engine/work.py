@@ -68,7 +68,7 @@ class DraftWork:
 
     request: Request
     proposal: Proposal
-    num_rows: int  # the last token that fits needs no row of its own: it is judged by the row before
+    num_rows: int
     tie_margin: float
     eos_token_ids: Collection[int]
     verified: Verified | None = None

@@ -22,12 +22,12 @@ def alone(engine: Engine, prompt: Sequence[int]) -> tuple[KVSpan, Tensor]:
     return found
 
 
-def drive(engine: Engine, requests: list[Request], rng: random.Random, max_chunks: int = 1) -> int:
+def drive(engine: Engine, requests: list[Request], rng: random.Random) -> int:
     """Prefill all, in passes that are shared with the streams of whoever is through; how many were not."""
     num_apart, waiting, streams = 0, list(requests), []
     while waiting:
         prefills = rng.sample(waiting, rng.randint(1, min(3, len(waiting))))
-        found = engine.together(prefills, (), streams, max_chunks=max_chunks)
+        found = engine.together(prefills, (), streams)
         if found is None:
             num_apart += 1
             for request in prefills:
@@ -45,12 +45,13 @@ def drive(engine: Engine, requests: list[Request], rng: random.Random, max_chunk
     return num_apart
 
 
-def assert_each_is_as_alone(engine: Engine, prompts: list[list[int]], seed: int, max_chunks: int = 1) -> int:
+def assert_each_is_as_alone(engine: Engine, prompts: list[list[int]], seed: int) -> int:
+    """How many steps were not shared."""
     expected = [alone(engine, prompt) for prompt in prompts]
     requests = [request_for(prompt) for prompt in prompts]
     for request in requests:
         engine.begin(request)
-    num_apart = drive(engine, requests, random.Random(seed), max_chunks)
+    num_apart = drive(engine, requests, random.Random(seed))
     found = [engine.kv(request, 0, request.num_prompt_tokens) for request in requests]
     for request in requests:
         engine.release(request)

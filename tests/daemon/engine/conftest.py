@@ -14,7 +14,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
-from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -152,19 +151,6 @@ def plain_llama(model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def engine(loaded: Callable[..., LoadedModel]) -> Engine:
     return Engine(loaded(), num_slots=4, prefill_chunk_tokens=CHUNK_TOKENS)
-
-
-class Moody(nn.Linear):
-    """Rounds otherwise when it gets another number of rows, as a library may that has a kernel for each size."""
-
-    def __init__(self, linear: nn.Linear, few: int, many: int) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False)
-        self.weight = linear.weight
-        self.rows = range(few, many + 1)
-
-    def forward(self, states: Tensor) -> Tensor:
-        output = super().forward(states)
-        return output if states.shape[-2] in self.rows else output * (1 + 1e-6)
 
 
 _numbers = itertools.count()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import Tensor
 from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
 from semcache.daemon.engine.kv import StepCache
+from semcache.daemon.engine.llama import LlamaForward
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.request import Request, RequestState, Sampling
 from semcache.errors import EngineError
@@ -270,9 +274,13 @@ def test_the_context_can_be_filled_to_its_last_token_and_no_further(engine: Engi
 
 
 def test_close_frees_the_pool(loaded: Loaded) -> None:
-    engine = make_engine(loaded())
+    of_its_own = replace(loaded(), forward=LlamaForward(loaded().model))
+    engine, kept = make_engine(of_its_own), weakref.ref(of_its_own.forward)
+    del of_its_own
     engine.close()
     assert not hasattr(engine, "_pool")
+    gc.collect()
+    assert kept() is None, "nor does anything keep the weights"
 
 
 _IN_PROCESSES_OF_THEIR_OWN = """

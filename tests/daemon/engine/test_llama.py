@@ -18,7 +18,7 @@ from semcache.daemon.engine.kv import SlotPool
 from semcache.daemon.engine.llama import WRITTEN_OUT, LlamaForward
 from semcache.daemon.engine.model import LoadedModel
 from semcache.daemon.engine.packed import PACKED, PLAIN
-from semcache.daemon.engine.prefill import prefill_chunk
+from semcache.daemon.engine.prefill import prefill_chunk, prefill_pass
 from semcache.store.tensors import KVSpan
 from tests.daemon.engine.conftest import (
     CONTEXT_TOKENS,
@@ -39,7 +39,7 @@ def computed(forward: Forward, loaded: LoadedModel) -> tuple[list[Tensor], list[
     pool, rng = SlotPool(loaded.info, 3), random.Random(5)
     long, short = random_prompt(rng, 40), random_prompt(rng, 7)
     assert prefill_chunk(forward, pool, 2, long[:16], 0, num_logits=0) is None
-    assert prefill_chunk(forward, pool, 1, long[:32], 0, num_logits=0, chunk_tokens=16) is None
+    assert forward(*prefill_pass(pool, 1, long[:32], 0, num_logits=0, chunk_tokens=16)) is None
     single = prefill_chunk(forward, pool, 2, long[16:], 16, num_logits=1)
     wide = prefill_chunk(forward, pool, 1, long[32:], 32, num_logits=1)
     assert single is not None
