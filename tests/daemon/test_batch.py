@@ -16,11 +16,13 @@ from semcache.daemon.drafts import Drafts
 from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import MAX_CHUNKS, Engine, Together
 from semcache.daemon.engine.model import LoadedModel
+from semcache.daemon.engine.work import PromptWork
 from semcache.daemon.handover import Handovers
 from semcache.daemon.loop import EngineLoop
 from semcache.daemon.request import Donor, Request, RequestState, Sampling
 from semcache.daemon.resident import Resident
 from semcache.daemon.scheduler import Scheduler
+from semcache.errors import EngineError
 from tests.daemon.engine.conftest import (
     CHUNK_TOKENS,
     generate,
@@ -271,3 +273,28 @@ def test_one_at_a_time_gets_a_slot_where_somebody_streams(loaded: LoadedModel) -
         batch.add(long_request(), lambda _request, _kv: None)
     batch.step()
     assert scheduler.num_waiting == 2
+
+
+def test_what_is_refused_before_a_shared_pass_ends_one_request(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as KV that does not fit on the device any more."""
+    engine = Watched(loaded, num_slots=2)
+    if not engine.joins:
+        pytest.skip("this machine's kernels depend on the number of rows")
+    batch, _ = batch_over(engine)
+    bad, good = request_for([7] * 5), request_for([8] * 5)
+    planned = engine._chunk
+
+    def chunk(request: Request, max_chunks: int) -> PromptWork:
+        if request is bad:
+            raise EngineError("no room")
+        return planned(request, max_chunks)
+
+    monkeypatch.setattr(engine, "_chunk", chunk)
+    for request in (bad, good):
+        batch.add(request, lambda _request, _kv: None)
+    batch.step()
+    assert bad.state is RequestState.FAILED
+    assert good.state is RequestState.DECODING
+    assert batch.num_failures == 0

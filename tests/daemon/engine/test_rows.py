@@ -18,6 +18,7 @@ from semcache.daemon.engine.draft import Proposal
 from semcache.daemon.engine.engine import MAX_CHUNKS, Engine
 from semcache.daemon.engine.llama import LlamaForward
 from semcache.daemon.engine.model import LoadedModel, load_model
+from semcache.daemon.engine.rows import Rows
 from semcache.daemon.request import Request
 from tests.daemon.engine.beside import alone, assert_each_is_as_alone
 from tests.daemon.engine.conftest import (
@@ -181,7 +182,9 @@ def test_every_product_is_tried(name: str, plain_llama: LoadedModel) -> None:
 
 def test_every_place_is_tried(plain_llama: LoadedModel) -> None:
     """Rows at the same place of every pass would have the same bits; beside others they lie elsewhere."""
-    assert not row_by_row(plain_llama, first=CHUNK // 2).joins
+    engine = row_by_row(plain_llama, first=CHUNK // 2)
+    assert not Rows(engine._forward, CHUNK).are_alike(CHUNK)
+    assert not engine.joins
 
 
 def test_products_that_depend_on_the_number_of_rows_are_not_joined(plain_llama: LoadedModel) -> None:
