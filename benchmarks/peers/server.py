@@ -1,7 +1,8 @@
 """Any server that speaks the OpenAI API, ours on its socket included: times as a client sees them.
 
 Prompts go as token ids to /v1/completions; a server that takes no ids gets their numbers as text, one without that
-route gets them as a chat message. The text has these tokens only where the server runs a model that was made here.
+route gets them as a chat message. The text has these tokens only where the server runs a model that was made here, and
+a chat template adds others: its answers are timed and not compared.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -65,19 +67,22 @@ class Server:
                     if response.status_code != 200:
                         said = response.read().decode(errors="replace")[:200]
                         raise PeerError(f"{self.name}: {path} gave {response.status_code}: {said}")
-                    return _read(response, started)
+                    answer = _read(response, started)
+                    # A chat template puts tokens of its own around the prompt, so nothing else gives this answer.
+                    return replace(answer, tokens=()) if path == _CHAT else answer
             except httpx.HTTPError as error:
                 raise PeerError(f"{self.name}: {path}: {error}") from error
         raise AssertionError("the last way returns or raises")
 
 
+_CHAT = "/v1/chat/completions"
 # Each way to send a prompt: the route and what the body says.
 _WAYS: list[tuple[str, Any]] = [
     # Answers go on to their full length, as everywhere here; a server may know the token that ends one.
     ("/v1/completions", lambda prompt: {"prompt": list(prompt), "ignore_eos": True}),
     ("/v1/completions", lambda prompt: {"prompt": as_text(prompt), "ignore_eos": True}),
     # The names of the two speakers take a token each.
-    ("/v1/chat/completions", lambda prompt: {"messages": [{"role": "user", "content": as_text(prompt[:-2])}]}),
+    (_CHAT, lambda prompt: {"messages": [{"role": "user", "content": as_text(prompt[:-2])}]}),
 ]
 
 

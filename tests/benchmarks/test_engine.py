@@ -247,7 +247,9 @@ def test_a_server_gets_prompts_in_the_first_way_it_takes(web: Any, refuses: tupl
     server = Server("peer", f"http://127.0.0.1:{web.server_port}/v1")
     for _ in range(2):
         [got] = server.ask([[1, 2, 3, 4]], 5)
-        assert (got.tokens, len(got.stamps), got.cached_tokens) == ((1,) * 5, 5, 7)
+        # Behind a chat template it is another prompt's answer, which nothing may be compared with.
+        comparable = () if ways[-1] == "chat" else (1,) * 5
+        assert (got.tokens, len(got.stamps), got.cached_tokens) == (comparable, 5, 7)
         assert got.started <= got.stamps[0] <= got.stamps[-1] <= got.ended
     server.close()
     assert [kind for _, kind in web.asked] == [*ways, ways[-1]]
