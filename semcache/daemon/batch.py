@@ -186,7 +186,7 @@ class Batch:
             found = None  # what is refused about one of them ends that one
         if found is None:
             return False
-        ms_per_row = (self._clock() - started) * 1e3 / max(1, found.num_rows)
+        ms_per_row = (self._clock() - started) * 1e3 / found.num_rows
         for request, num_computed in zip(step.prefills, before, strict=True):
             # Rows cost about the same, whosever they are.
             self._handovers.add_prefill(request, (request.num_computed - num_computed) * ms_per_row)

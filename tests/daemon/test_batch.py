@@ -164,26 +164,36 @@ def test_prompts_share_a_pass_and_then_each_shares_one_with_the_streams(loaded: 
     assert batch.num_failures == 0
 
 
+@pytest.mark.parametrize("refused", ["behind the pass", "before it"])
 def test_what_one_prompt_is_refused_for_ends_no_other_in_its_pass(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    refused: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Logits that are no numbers, or KV that does not fit on the device any more."""
     engine = Watched(loaded, num_slots=2)
     if not engine.joins:
         pytest.skip("this machine's kernels depend on the number of rows")
     batch, _ = batch_over(engine)
     bad, good = request_for([7] * 5), request_for([8] * 5)
-    first_token = engine.first_token
+    first_token, chunk = engine.first_token, engine._chunk
 
     def spoilt(request: Request) -> int | None:
-        if request is bad:
+        if request is bad and request.is_prompt_computed:
             request.prompt_logits = torch.full((engine.info.vocab_size,), float("nan"))
         return first_token(request)
 
-    monkeypatch.setattr(engine, "first_token", spoilt)
+    def without_room(request: Request, max_chunks: int) -> PromptWork:
+        if request is bad:
+            raise EngineError("no room")
+        return chunk(request, max_chunks)
+
+    if refused == "behind the pass":
+        monkeypatch.setattr(engine, "first_token", spoilt)
+    else:
+        monkeypatch.setattr(engine, "_chunk", without_room)
     for request in (bad, good):
         batch.add(request, lambda _request, _kv: None)
     batch.step()
-    assert engine.shared == [(2, 0, 0)]
+    assert engine.shared == ([(2, 0, 0)] if refused == "behind the pass" else [])
     assert bad.state is RequestState.FAILED
     assert good.state is RequestState.DECODING
     assert batch.num_failures == 0
@@ -273,28 +283,3 @@ def test_one_at_a_time_gets_a_slot_where_somebody_streams(loaded: LoadedModel) -
         batch.add(long_request(), lambda _request, _kv: None)
     batch.step()
     assert scheduler.num_waiting == 2
-
-
-def test_what_is_refused_before_a_shared_pass_ends_one_request(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as KV that does not fit on the device any more."""
-    engine = Watched(loaded, num_slots=2)
-    if not engine.joins:
-        pytest.skip("this machine's kernels depend on the number of rows")
-    batch, _ = batch_over(engine)
-    bad, good = request_for([7] * 5), request_for([8] * 5)
-    planned = engine._chunk
-
-    def chunk(request: Request, max_chunks: int) -> PromptWork:
-        if request is bad:
-            raise EngineError("no room")
-        return planned(request, max_chunks)
-
-    monkeypatch.setattr(engine, "_chunk", chunk)
-    for request in (bad, good):
-        batch.add(request, lambda _request, _kv: None)
-    batch.step()
-    assert bad.state is RequestState.FAILED
-    assert good.state is RequestState.DECODING
-    assert batch.num_failures == 0
